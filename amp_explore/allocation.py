@@ -1,0 +1,147 @@
+"""How many units each layer loses, and which: ratios and scores in, a plan out.
+
+The ratio of AMP (arXiv 2504.21174) counts *all* parameters of the model, embeddings included, while only heads and neurons can
+go. The uniform allocation takes the same share of heads and of neurons from every layer. Heads are few and large, so their number
+is rounded first; the number of neurons then makes up for what the rounding, and KV heads that stay because a head of their group
+stays, left over or took too much. So the target is met within one head plus one neuron per layer on any shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from amp_explore.costs import removed_layer_parameters
+from amp_explore.criteria import Scores
+from amp_explore.errors import AmpExploreError
+from amp_explore.models.families import ModelShape
+from amp_explore.plan import PruningPlan, Unit
+
+Order = Literal["standard", "reversed", "random"]
+ORDERS: tuple[Order, ...] = ("standard", "reversed", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The units of every layer in the order in which they go, first to go first."""
+
+    shape: ModelShape
+    heads: tuple[np.ndarray, ...]
+    neurons: tuple[np.ndarray, ...]
+
+    def take(self, unit: Unit, layer: int, count: int) -> np.ndarray:
+        """(units,) bool mask of the first `count` to go."""
+        order = getattr(self, unit)[layer]
+        mask = np.zeros(len(order), bool)
+        mask[order[:count]] = True
+        return mask
+
+    def plan(self, heads: Sequence[int], neurons: Sequence[int]) -> PruningPlan:
+        """The plan in which each layer loses these numbers of heads and neurons."""
+        layers = range(len(self.shape.layers))
+        return PruningPlan(
+            self.shape,
+            tuple(self.take("heads", layer, heads[layer]) for layer in layers),
+            tuple(self.take("neurons", layer, neurons[layer]) for layer in layers),
+        )
+
+
+def rank(shape: ModelShape, scores: Scores | None, order: Order = "standard", seed: int = 0) -> Ranking:
+    """Order the units of each layer: lowest score first (standard), highest first (reversed), or by lot (random, no scores)."""
+    if order == "random":
+        generator = np.random.default_rng(seed)
+        heads = tuple(generator.permutation(layer.heads) for layer in shape.layers)
+        return Ranking(shape, heads, tuple(generator.permutation(layer.neurons) for layer in shape.layers))
+    if scores is None or order not in ORDERS:
+        raise AmpExploreError(f"order {order!r} needs scores and must be one of {', '.join(ORDERS)}")
+    sign = 1 if order == "standard" else -1
+    return Ranking(
+        shape,
+        tuple(np.argsort(sign * layer, kind="stable") for layer in scores.heads),
+        tuple(np.argsort(sign * layer, kind="stable") for layer in scores.neurons),
+    )
+
+
+def allocate(ranking: Ranking, ratio: float, *, locked: Collection[int] = (), current: PruningPlan | None = None) -> PruningPlan:
+    """AMP's uniform allocation: remove `ratio` of all the model's parameters, the same share from every layer.
+
+    Layers in `locked` stay as they are in `current`, and what they lack the others make up for.
+
+    Raises:
+        AmpExploreError: the ratio is out of range, or more than the heads and neurons hold.
+    """
+    shape = ranking.shape
+    base = current or PruningPlan.empty(shape)
+    open_layers = [number for number in range(len(shape.layers)) if number not in locked]
+    target = _fraction(ratio, "ratio") * shape.parameters
+    target -= sum(removed_layer_parameters(base, number) for number in locked)
+    available = sum(shape.layers[number].prunable_parameters for number in open_layers)
+    if target > available:
+        most = (available + ratio * shape.parameters - target) / shape.parameters
+        raise AmpExploreError(
+            f"at most {most:.1%} of this model's parameters are in heads and neurons"
+            f"{' of unlocked layers' if locked else ''}; ask for a ratio below that, not {ratio:.1%}"
+        )
+    share = max(target, 0) / available if available else 0.0
+    heads = [round(share * layer.heads) for layer in shape.layers]
+    # More heads go only where even all neurons are too few: KV heads stay until the last of their query heads goes.
+    while (plan := _fill_with_neurons(ranking, heads, target, open_layers)) is None:
+        heads = [min(count + 1, layer.heads) for count, layer in zip(heads, shape.layers, strict=True)]
+    return plan.with_layer_of(base, locked)
+
+
+def _fill_with_neurons(ranking: Ranking, heads: list[int], target: float, open_layers: list[int]) -> PruningPlan | None:
+    """The plan with these heads gone and as many neurons as meet the target; None if all neurons are not enough."""
+    shape = ranking.shape
+    none = [0] * len(shape.layers)
+    bare = ranking.plan(heads, none)
+    left = target - sum(removed_layer_parameters(bare, number) for number in open_layers)
+    in_neurons = sum(shape.layers[number].neurons * shape.layers[number].neuron_parameters for number in open_layers)
+    share = min(max(left / in_neurons, 0.0), 1.0) if in_neurons else 0.0
+    if left > in_neurons and any(heads[number] < shape.layers[number].heads for number in open_layers):
+        return None
+    return ranking.plan(heads, [round(share * layer.neurons) for layer in shape.layers])
+
+
+def allocate_by_unit(ranking: Ranking, heads_ratio: float, neurons_ratio: float) -> PruningPlan:
+    """The same share of heads and the same share of neurons from every layer, each rounded to whole units."""
+    _fraction(heads_ratio, "heads ratio"), _fraction(neurons_ratio, "neurons ratio")
+    layers = ranking.shape.layers
+    return ranking.plan(
+        [round(heads_ratio * layer.heads) for layer in layers], [round(neurons_ratio * layer.neurons) for layer in layers]
+    )
+
+
+def allocate_by_layer(
+    ranking: Ranking, heads_ratios: Sequence[float], neurons_ratios: Sequence[float]
+) -> PruningPlan:
+    """A share of heads and a share of neurons for each layer. Raises `AmpExploreError` unless there is one per layer."""
+    layers = ranking.shape.layers
+    for name, ratios in (("heads", heads_ratios), ("neurons", neurons_ratios)):
+        if len(ratios) != len(layers):
+            raise AmpExploreError(f"{len(ratios)} {name} ratios for {len(layers)} layers; give one per layer")
+    return ranking.plan(
+        [round(_fraction(r, "heads ratio") * layer.heads) for r, layer in zip(heads_ratios, layers, strict=True)],
+        [round(_fraction(r, "neurons ratio") * layer.neurons) for r, layer in zip(neurons_ratios, layers, strict=True)],
+    )
+
+
+def ratio_of_layers(shape: ModelShape, layers: float) -> float:
+    """The AMP authors' unit: the ratio that removes as many parameters as `layers` whole layers' heads and neurons hold."""
+    return layers * shape.prunable_parameters / len(shape.layers) / shape.parameters
+
+
+def random_like(plan: PruningPlan, seed: int = 0) -> PruningPlan:
+    """The control: as many heads and neurons gone from every layer, chosen by lot."""
+    ranking = rank(plan.shape, None, "random", seed)
+    drawn = ranking.plan(plan.removed_per_layer("heads"), plan.removed_per_layer("neurons"))
+    return drawn.described(order="random", seed=seed, control_of=plan.digest)
+
+
+def _fraction(value: float, name: str) -> float:
+    if not 0 <= value <= 1:  # also refuses NaN
+        raise AmpExploreError(f"{name} must be between 0 and 1, not {value}")
+    return value

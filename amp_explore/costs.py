@@ -1,0 +1,97 @@
+"""What a model costs: parameters, bytes of weights, bytes of KV cache per token, FLOPs per token.
+
+`costs_of_plan` answers from a plan alone, at once, while a hand still moves; `costs_of_model` counts the tensors that are really
+there. The two agree on every plan, which the tests check.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from transformers import PreTrainedModel
+
+from amp_explore.models.families import LayerShape, ModelShape, decoder_layers, matmul_parameters, sliding_window
+from amp_explore.plan import PruningPlan
+from amp_explore.slicing import NoAttention
+
+CONTEXT = 512
+"""Tokens of context at which attention's own FLOPs are counted."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Exact counts; `flops_per_token` is 2 per weight of every matrix product plus attention's 4 per head, dimension and token
+    of context, for one token after `CONTEXT` others."""
+
+    parameters: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    flops_per_token: int
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self) | {"flops_context": CONTEXT}
+
+
+def costs_of_plan(plan: PruningPlan) -> Costs:
+    """What the model sliced by this plan costs, without slicing it."""
+    shape = plan.shape
+    removed = removed_parameters(plan)
+    matmul, kv_numbers, attention = shape.matmul_parameters, 0, 0
+    for number, layer in enumerate(shape.layers):
+        heads, kv_heads, neurons = removed_units(plan, number)
+        matmul -= heads * layer.head_weights + kv_heads * layer.kv_weights + neurons * layer.neuron_weights
+        # A layer without heads keeps one number per token (see slicing.NoAttention).
+        kv_numbers += 2 * (layer.kv_heads - kv_heads) * layer.head_dim if heads < layer.heads else 1
+        attention += _attention_flops(layer.heads - heads, layer.head_dim, layer.sliding_window)
+    return Costs(
+        parameters=shape.parameters - removed,
+        weight_bytes=(shape.parameters - removed) * shape.bytes_per_parameter,
+        kv_bytes_per_token=kv_numbers * shape.bytes_per_parameter,
+        flops_per_token=2 * matmul + attention,
+    )
+
+
+def costs_of_model(model: PreTrainedModel) -> Costs:
+    """Count the tensors of a dense or sliced model."""
+    attention, kv_numbers = 0, 0
+    for layer in decoder_layers(model):
+        block = layer.self_attn
+        if isinstance(block, NoAttention):
+            kv_numbers += 1
+            continue
+        heads = block.q_proj.out_features // block.head_dim
+        kv_numbers += block.k_proj.out_features + block.v_proj.out_features
+        attention += _attention_flops(heads, block.head_dim, sliding_window(block))
+    parameters = list(model.parameters())
+    return Costs(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        weight_bytes=sum(parameter.nbytes for parameter in parameters),
+        kv_bytes_per_token=kv_numbers * model.dtype.itemsize,
+        flops_per_token=2 * matmul_parameters(model) + attention,
+    )
+
+
+def removed_units(plan: PruningPlan, layer: int) -> tuple[int, int, int]:
+    """(heads, KV heads, neurons) that leave a layer."""
+    return (
+        int(plan.heads[layer].sum()),
+        int(plan.removed_kv_heads(layer).sum()),
+        int(plan.neurons[layer].sum()),
+    )
+
+
+def removed_parameters(plan: PruningPlan) -> int:
+    """Parameters that leave the model."""
+    return sum(removed_layer_parameters(plan, number) for number in range(len(plan.shape.layers)))
+
+
+def removed_layer_parameters(plan: PruningPlan, number: int) -> int:
+    """Parameters that leave one layer."""
+    layer: LayerShape = plan.shape.layers[number]
+    heads, kv_heads, neurons = removed_units(plan, number)
+    removed = heads * layer.head_parameters + kv_heads * layer.kv_parameters + neurons * layer.neuron_parameters
+    return removed + (layer.norm_parameters if heads == layer.heads else 0)
+
+
+def _attention_flops(heads: int, head_dim: int, window: int | None) -> int:
+    return 4 * heads * head_dim * min(CONTEXT, window or CONTEXT)

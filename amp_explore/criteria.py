@@ -1,0 +1,111 @@
+"""Which units matter: activation statistics and weights in, one score per head and per neuron out.
+
+A criterion is two small pure functions, one layer at a time; the lowest scores go first. `CRITERIA` is the one list that the
+dashboard, the command line and the documentation read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+
+from amp_explore.errors import AmpExploreError
+from amp_explore.models.families import LayerParts, ModelShape, decoder_layers, layer_parts
+from amp_explore.models.loading import LoadedModel
+from amp_explore.statistics import ActivationStatistics
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One float32 array per layer: `heads[l]` (heads,), `neurons[l]` (neurons,)."""
+
+    heads: tuple[np.ndarray, ...]
+    neurons: tuple[np.ndarray, ...]
+
+    def to_safetensors(self, **metadata: str) -> bytes:
+        """Tensors `heads` and `neurons` (layers, units); where layers differ in width `heads.0`, `heads.1`, ... instead."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, layers in (("heads", self.heads), ("neurons", self.neurons)):
+            if len({len(layer) for layer in layers}) == 1:
+                tensors[name] = torch.from_numpy(np.stack(layers))
+            else:
+                tensors |= {f"{name}.{number}": torch.from_numpy(layer) for number, layer in enumerate(layers)}
+        return save(tensors, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, shape: ModelShape) -> Scores:
+        """Read scores for the model of this shape. Raises `AmpExploreError` where they do not fit."""
+        try:
+            tensors = load_file(path)
+        except Exception as error:  # a missing file, a truncated one, another format
+            raise AmpExploreError(f"{path}: cannot be read as scores ({error}); make it with `score`") from None
+        fields = []
+        for name, widths in (("heads", shape.heads), ("neurons", shape.neurons)):
+            layers = list(tensors[name]) if name in tensors else [tensors.get(f"{name}.{i}") for i in range(len(widths))]
+            found = [None if layer is None else layer.numel() for layer in layers]
+            if found != list(widths):
+                raise AmpExploreError(f"{path}: the {name} do not fit this model; score this model first")
+            fields.append(tuple(layer.float().numpy() for layer in layers))
+        return cls(*fields)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How one method scores a layer's units. `formula` and `source` are shown to people."""
+
+    title: str
+    formula: str
+    source: str
+    heads: Callable[[ActivationStatistics, LayerParts, int], torch.Tensor]
+    neurons: Callable[[ActivationStatistics, LayerParts, int], torch.Tensor]
+
+
+def amp_heads(statistics: ActivationStatistics, parts: LayerParts, layer: int) -> torch.Tensor:
+    """(heads,) `mean || x_h W_h ||_1`: how much head h writes to the residual stream (AMP, arXiv 2504.21174)."""
+    return statistics.head_projection[layer]
+
+
+def amp_neurons(statistics: ActivationStatistics, parts: LayerParts, layer: int) -> torch.Tensor:
+    """(neurons,) `mean |a_j|`, a the input of the down projection (AMP, arXiv 2504.21174)."""
+    return statistics.neuron_magnitude[layer]
+
+
+def projected_neurons(statistics: ActivationStatistics, parts: LayerParts, layer: int) -> torch.Tensor:
+    """(neurons,) `mean |a_j| * ||w_j||_1`: AMP's head score carried over to neurons, since `||a_j w_j||_1 = |a_j| ||w_j||_1`."""
+    column_norms = torch.linalg.vector_norm(parts.down.weight, 1, dim=0, dtype=torch.float32)
+    return statistics.neuron_magnitude[layer] * column_norms.cpu()
+
+
+CRITERIA: dict[str, Criterion] = {
+    "amp": Criterion(
+        title="AMP",
+        formula="head: mean ‖x_h W_h‖₁ · neuron: mean |a_j|",
+        source="Mugnaini et al. 2025, arXiv 2504.21174",
+        heads=amp_heads,
+        neurons=amp_neurons,
+    ),
+    "amp-projection": Criterion(
+        title="AMP, neurons projected",
+        formula="head: mean ‖x_h W_h‖₁ · neuron: mean |a_j| · ‖w_j‖₁",
+        source="AMP's head score applied to neurons",
+        heads=amp_heads,
+        neurons=projected_neurons,
+    ),
+}
+
+
+def score(loaded: LoadedModel, statistics: ActivationStatistics, criterion: str = "amp") -> Scores:
+    """Scores of every unit; no forward pass. Raises `AmpExploreError` for an unknown criterion."""
+    if criterion not in CRITERIA:
+        raise AmpExploreError(f"criterion {criterion!r} is not known; use one of {', '.join(CRITERIA)}")
+    chosen = CRITERIA[criterion]
+    layers = [layer_parts(layer, loaded.family) for layer in decoder_layers(loaded.model)]
+    return Scores(
+        heads=tuple(chosen.heads(statistics, parts, number).numpy() for number, parts in enumerate(layers)),
+        neurons=tuple(chosen.neurons(statistics, parts, number).numpy() for number, parts in enumerate(layers)),
+    )

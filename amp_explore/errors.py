@@ -1,0 +1,17 @@
+"""What a person can get wrong, told in one line that says what to do next."""
+
+
+class AmpExploreError(Exception):
+    """Base of every error that is shown to the user as its message alone, without a traceback."""
+
+
+class ModelError(AmpExploreError):
+    """The model cannot be loaded, or is of a family that is not known."""
+
+
+class PlanError(AmpExploreError):
+    """A plan is malformed, or does not fit the model."""
+
+
+class DataError(AmpExploreError):
+    """Calibration or evaluation data is missing, too short or unreadable."""

@@ -1,0 +1,162 @@
+"""Background work: one queue in front of the model, with progress and cancel.
+
+All heavy work runs in one worker thread, so that nothing competes with a measurement. A short job may be marked urgent: it runs
+next, and even inside a long job, at the long job's next report, unless that one is exclusive (a timing).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from amp_explore.errors import AmpExploreError
+from amp_explore.progress import Cancelled
+
+log = logging.getLogger(__name__)
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+Work = Callable[["Job"], Any]
+
+_FINISHED_KEPT = 100
+
+
+class QueueFull(AmpExploreError):
+    """Too much work is waiting."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One piece of work; its fields are written by the worker and may be read from any thread. Calling a job reports progress."""
+
+    label: str
+    topic: str
+    work: Work
+    runner: JobRunner
+    urgent: bool = False
+    exclusive: bool = False
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    state: State = "queued"
+    done: int = 0
+    total: int = 0
+    note: str = ""
+    result: Any = None
+    error: str = ""
+    started: float = 0.0
+    finished: threading.Event = field(default_factory=threading.Event, repr=False)
+    _cancel: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        """Report progress, as an `amp_explore.progress.Progress`; raises `Cancelled` once the job was cancelled."""
+        if self._cancel.is_set():
+            raise Cancelled
+        self.done, self.total, self.note = done, total, note
+        if not self.urgent and not self.exclusive:
+            self.runner.run_urgent()
+
+    def cancel(self) -> None:
+        """Ask the job to stop at its next report; a job that waits never starts."""
+        self._cancel.set()
+        self.runner.forget(self)
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("queued", "running")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left at the pace so far; None before there is one."""
+        if self.state != "running" or not self.done or not self.total:
+            return None
+        return (time.monotonic() - self.started) / self.done * (self.total - self.done)
+
+
+class JobRunner:
+    """A queue of jobs and the one thread that works it off."""
+
+    def __init__(self, limit: int = 50) -> None:
+        self._limit = limit
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, name="amp-explore-jobs", daemon=True).start()
+
+    def submit(self, label: str, work: Work, *, topic: str = "", urgent: bool = False, exclusive: bool = False) -> Job:
+        """Queue `work(job)`, where `job` is its progress callback. `topic` lets a page find its jobs again.
+
+        Raises:
+            QueueFull: as many jobs as the limit are waiting.
+        """
+        job = Job(label, topic, work, self, urgent, exclusive)
+        with self._changed:
+            if len(self._waiting) >= self._limit:
+                raise QueueFull(f"{self._limit} jobs are waiting already; cancel some, or wait")
+            self._jobs[job.id] = job
+            self._waiting.append(job)
+            for old in [key for key, kept in self._jobs.items() if not kept.active][:-_FINISHED_KEPT]:
+                del self._jobs[old]
+            self._changed.notify()
+        return job
+
+    def get(self, job_id: str) -> Job | None:
+        """The job of this id, as long as it is remembered."""
+        return self._jobs.get(job_id)
+
+    def jobs(self, topic: str | None = None) -> list[Job]:
+        """Jobs of a topic (None: all), oldest first."""
+        with self._changed:
+            return [job for job in self._jobs.values() if topic in (None, job.topic)]
+
+    @property
+    def running(self) -> Job | None:
+        """The long job that is at work now, if any."""
+        return next((job for job in self.jobs() if job.state == "running" and not job.urgent), None)
+
+    def run_urgent(self) -> None:
+        """Run the urgent jobs that wait; called by the worker between jobs, and by long jobs between batches."""
+        while (job := self._next(urgent=True)) is not None:
+            self._run(job)
+
+    def forget(self, job: Job) -> None:
+        """Take a job that still waits off the queue."""
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job.state = "cancelled"
+                job.finished.set()
+
+    def _next(self, *, urgent: bool) -> Job | None:
+        with self._changed:
+            job = next((job for job in self._waiting if job.urgent or not urgent), None)
+            if job is not None:
+                self._waiting.remove(job)
+                job.state = "running"  # at once: nobody may find it neither waiting nor running
+            return job
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+            self.run_urgent()
+            if (job := self._next(urgent=False)) is not None:
+                self._run(job)
+
+    def _run(self, job: Job) -> None:
+        job.started = time.monotonic()
+        try:
+            job.result = job.work(job)
+            job.state = "done"
+        except Cancelled:
+            job.state = "cancelled"
+        except AmpExploreError as error:
+            job.error, job.state = str(error), "failed"
+        except Exception as error:  # the queue must outlive any job
+            log.exception("job %s failed", job.label)
+            job.error, job.state = f"{type(error).__name__}: {error}", "failed"
+        finally:
+            job.finished.set()

@@ -1,0 +1,1 @@
+"""Language models as this project sees them: how one is loaded, and where its heads and neurons live."""

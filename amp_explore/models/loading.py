@@ -1,0 +1,250 @@
+"""From a source to a loaded model: `demo`, a hub id, a local folder or a `.gguf` file.
+
+Every source ends as a folder with `config.json` and safetensors weights, so that there is one way to load, one way to
+fingerprint and one list of refusals. Code from a checkpoint is never run: `trust_remote_code` stays off and pickled weights
+are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from amp_explore import assets
+from amp_explore.errors import ModelError
+from amp_explore.models.families import Family, ModelShape, family_of, shape_of
+from amp_explore.progress import Progress, no_progress
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+# What two machines may write differently for the same weights.
+_INCIDENTAL_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A dense model in memory; nothing in this project ever changes it."""
+
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    shape: ModelShape
+
+    @property
+    def name(self) -> str:
+        """A short name for people."""
+        return "SmolLM2-135M-Instruct (demo)" if self.source == "demo" else Path(self.source).name
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def describe(self) -> dict[str, object]:
+        """What results say about the model they were measured on."""
+        return {
+            "source": self.source,
+            "name": self.name,
+            "architecture": self.model.config.model_type,
+            "fingerprint": self.shape.fingerprint,
+            "dtype": self.dtype,
+            "device": str(self.device),
+        }
+
+
+def load(source: str, *, device: str = "auto", dtype: Dtype = "auto", progress: Progress = no_progress) -> LoadedModel:
+    """Load a model for exploring.
+
+    Args:
+        source: `demo`, a folder with `config.json` and safetensors, a `.gguf` file, or a model id of the hub.
+        device: `auto` takes CUDA where there is one; otherwise any torch device.
+        dtype: `auto` takes bfloat16 where the device computes in it natively, float32 elsewhere.
+
+    Raises:
+        ModelError: the source is not there, is pickled, damaged, or of an unknown architecture.
+        AssetError: `demo` was asked for before it was fetched.
+    """
+    target = _device(device)
+    folder = _folder(source, progress)
+    config = _read_config(folder)
+    family = family_of(config.get("model_type", "without a model_type"))
+    progress(0, 2, "fingerprinting the weights")
+    fingerprint = _fingerprint(folder, config)
+    progress(1, 2, "loading the weights")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=_dtype(dtype, target), local_files_only=True, use_safetensors=True
+        )
+    except Exception as error:  # transformers raises many kinds for a damaged folder; the reason is in the message
+        raise ModelError(f"{source} cannot be loaded: {_first_line(error)}") from error
+    return from_model(model.to(target), tokenizer, source=source, fingerprint=fingerprint, family=family)
+
+
+def from_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    source: str = "in memory",
+    fingerprint: str | None = None,
+    family: Family | None = None,
+) -> LoadedModel:
+    """Wrap a model that is already in memory. Without a fingerprint, its tensors are hashed."""
+    family = family or family_of(model.config.model_type)
+    if fingerprint is None:
+        digest = hashlib.sha256()
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        fingerprint = digest.hexdigest()[:16]
+    model.eval().requires_grad_(False)
+    return LoadedModel(source, model, tokenizer, family, shape_of(model, fingerprint))
+
+
+class ModelPool:
+    """Loaded models, shared by everyone in this process: at most `limit` at once, the least recently used one goes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._models: OrderedDict[tuple[str, str, str], LoadedModel] = OrderedDict()
+
+    def get(self, source: str, *, device: str = "auto", dtype: Dtype = "auto", progress: Progress = no_progress) -> LoadedModel:
+        """The model, loaded at most once; arguments and errors as for `load`. One model loads at a time."""
+        key = (source, device, dtype)
+        with self._lock:
+            if key in self._models:
+                self._models.move_to_end(key)
+            else:
+                while len(self._models) >= self._limit:  # room first: two large models may not fit at once
+                    self._models.popitem(last=False)
+                self._models[key] = load(source, device=device, dtype=dtype, progress=progress)
+            return self._models[key]
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {device!r} is not usable here ({_first_line(error)}); use cpu or auto") from None
+
+
+def _dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16
+        # Without bfloat16 instructions a CPU emulates it, several times slower than float32.
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if device.type == "cpu" and native else torch.float32
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ModelError(f"dtype {dtype!r} is not known; use auto, float32, bfloat16 or float16")
+    return getattr(torch, dtype)
+
+
+def _folder(source: str, progress: Progress) -> Path:
+    """The local folder that holds the source's configuration, tokenizer and safetensors."""
+    if not source or "\0" in source:
+        raise ModelError("no model given; use demo, a hub id, a folder or a .gguf file")
+    if source == "demo":
+        return _converted(assets.demo_gguf(), progress)
+    path = Path(source).expanduser()
+    try:
+        if path.is_dir():
+            return path
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise ModelError(f"{source}: there is no such file")
+            return _converted(path, progress)
+        exists = path.exists()
+    except OSError as error:
+        raise ModelError(f"{source[:80]}: {error.strerror}") from None
+    if exists:
+        raise ModelError(f"{source}: not a model; give its folder, or a .gguf file")
+    if source.count("/") > 1 or source[0] in "./~" or "\\" in source:
+        raise ModelError(f"{source}: there is no such folder")
+    return _download(source, progress)
+
+
+def _download(hub_id: str, progress: Progress) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+
+    progress(0, 1, f"downloading {hub_id}")
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+    except HFValidationError:
+        raise ModelError(f"{hub_id!r} is neither a folder nor a valid hub id (owner/name)") from None
+    except HfHubHTTPError as error:
+        raise ModelError(f"the hub has no {hub_id!r}, or does not let you have it ({_first_line(error)})") from None
+    except Exception as error:  # no route, no cache, a proxy in between: all end here, with different types
+        raise ModelError(
+            f"{hub_id!r} is no local folder, and the hub cannot be reached ({_first_line(error)}); "
+            "check the path or the network"
+        ) from error
+
+
+def _converted(gguf: Path, progress: Progress) -> Path:
+    from amp_explore.models.gguf import convert
+
+    folder = assets.cache_root() / "models" / _file_digest(gguf, *_stamp(gguf))[:16]
+    if not (folder / "config.json").exists():
+        convert(gguf, folder, progress=progress)
+    return folder
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no model here; a model folder has a config.json and .safetensors files") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: config.json cannot be read ({_first_line(error)})") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder}: config.json is not a model configuration")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        raise ModelError(
+            f"{folder}: only pickled weights, which can run code when read; convert them to safetensors first"
+            if pickled
+            else f"{folder}: no .safetensors file with weights"
+        )
+    return config
+
+
+def _fingerprint(folder: Path, config: dict) -> str:
+    kept = {key: value for key, value in config.items() if key not in _INCIDENTAL_CONFIG}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(_file_digest(path, *_stamp(path)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: Path, size: int, modified: int) -> str:
+    """SHA-256 of a file; size and time are there to hash again what has changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,254 @@
+"""The pruning plan: which heads and which neurons go, layer by layer.
+
+A plan is plain, immutable data: it knows the shape of the model that it was made for and nothing else, so it can be inspected,
+edited, saved, sent to a colleague and compared before anything is sliced. Every edit returns a new plan.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from amp_explore.errors import PlanError
+from amp_explore.models.families import ModelShape
+
+FORMAT, VERSION = "amp-explore/plan", 1
+MAX_FILE_BYTES = 10 * 2**20
+MAX_TOKEN_CHARACTERS = 60_000
+
+Unit = Literal["heads", "neurons"]
+
+
+@dataclass(frozen=True, eq=False)
+class PruningPlan:
+    """Which units of a model go.
+
+    `heads[l]` and `neurons[l]` are boolean arrays over the units of layer `l`; True means the unit goes. `made_by` records how
+    the plan came about (criterion, ratio, ...); it is for people and is no part of the plan's identity.
+    """
+
+    shape: ModelShape
+    heads: tuple[np.ndarray, ...]
+    neurons: tuple[np.ndarray, ...]
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for mask in (*self.heads, *self.neurons):
+            mask.flags.writeable = False
+
+    @classmethod
+    def empty(cls, shape: ModelShape) -> PruningPlan:
+        """The plan that removes nothing."""
+        return cls(
+            shape,
+            tuple(np.zeros(layer.heads, bool) for layer in shape.layers),
+            tuple(np.zeros(layer.neurons, bool) for layer in shape.layers),
+        )
+
+    # Identity
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what goes from which model; equal plans have equal digests."""
+        return hashlib.sha256(self.shape.fingerprint.encode() + self._bits()).hexdigest()[:16]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PruningPlan) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (any(mask.any() for mask in self.heads) or any(mask.any() for mask in self.neurons))
+
+    # Counts
+
+    def removed_per_layer(self, unit: Unit) -> np.ndarray:
+        """(layers,) number of units of this kind that go."""
+        return np.array([int(mask.sum()) for mask in getattr(self, unit)])
+
+    def removed_kv_heads(self, layer: int) -> np.ndarray:
+        """(kv_heads,) bool: the KV heads whose query heads all go."""
+        shape = self.shape.layers[layer]
+        used = np.zeros(shape.kv_heads, bool)
+        used[np.array(shape.kv_of_head)[~self.heads[layer]]] = True
+        return ~used
+
+    # Edits
+
+    def with_units(self, unit: Unit, layer: int, indices: Iterable[int] | np.ndarray, removed: bool) -> PruningPlan:
+        """Set single units of one layer; `indices` may be integers or a boolean mask."""
+        masks = list(getattr(self, unit))
+        masks[layer] = masks[layer].copy()
+        masks[layer][indices if isinstance(indices, np.ndarray) else list(indices)] = removed
+        return replace(self, **{unit: tuple(masks)})
+
+    def with_box(self, unit: Unit, box: tuple[int, int, int, int], removed: bool) -> PruningPlan:
+        """Set all units in `box` = (first layer, first unit, last layer, last unit), inclusive, clipped to the model."""
+        layer0, unit0, layer1, unit1 = box
+        masks = list(getattr(self, unit))
+        for layer in range(max(layer0, 0), min(layer1, len(masks) - 1) + 1):
+            masks[layer] = masks[layer].copy()
+            masks[layer][max(unit0, 0) : max(unit1, -1) + 1] = removed
+        return replace(self, **{unit: tuple(masks)})
+
+    def with_layer_of(self, other: PruningPlan, layers: Iterable[int]) -> PruningPlan:
+        """Take these layers as they stand in `other`, a plan for the same model."""
+        heads, neurons = list(self.heads), list(self.neurons)
+        for layer in layers:
+            heads[layer], neurons[layer] = other.heads[layer], other.neurons[layer]
+        return replace(self, heads=tuple(heads), neurons=tuple(neurons))
+
+    def described(self, **made_by: Any) -> PruningPlan:
+        """The same plan with another account of how it came about."""
+        return replace(self, made_by=made_by)
+
+    # JSON
+
+    def to_json(self) -> str:
+        """The plan as a JSON document (the contract is in the README)."""
+        shape = self.shape
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "model": {
+                    "fingerprint": shape.fingerprint,
+                    "layers": len(shape.layers),
+                    "heads": list(shape.heads),
+                    "kv_heads": list(shape.kv_heads),
+                    "neurons": list(shape.neurons),
+                },
+                "layers": [
+                    {"heads": np.flatnonzero(heads).tolist(), "neurons": np.flatnonzero(neurons).tolist()}
+                    for heads, neurons in zip(self.heads, self.neurons, strict=True)
+                ],
+                "made_by": dict(self.made_by),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes, shape: ModelShape) -> PruningPlan:
+        """Read a plan for the model of this shape. Raises `PlanError` naming the first thing that is wrong or does not fit."""
+        if len(text) > MAX_FILE_BYTES:
+            raise PlanError(f"a plan of {len(text) / 2**20:.0f} MB is no plan: the limit is {MAX_FILE_BYTES >> 20} MB")
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"not a plan: no valid JSON ({error}); was the file cut off?") from None
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise PlanError(f'not a plan: it lacks "format": "{FORMAT}"')
+        if document.get("version") != VERSION:
+            raise PlanError(f"plan version {document.get('version')!r} is not known here; this program reads version {VERSION}")
+        _check_model(document.get("model"), shape)
+        layers = document.get("layers")
+        if not isinstance(layers, list) or len(layers) != len(shape.layers):
+            raise PlanError(f"the plan must list {len(shape.layers)} layers, as the model has")
+        heads, neurons = [], []
+        for number, (entry, layer) in enumerate(zip(layers, shape.layers, strict=True)):
+            if not isinstance(entry, dict):
+                raise PlanError(f"layer {number}: expected an object with heads and neurons")
+            heads.append(_mask(entry.get("heads", []), layer.heads, f"layer {number}, heads"))
+            neurons.append(_mask(entry.get("neurons", []), layer.neurons, f"layer {number}, neurons"))
+        made_by = document.get("made_by")
+        return cls(shape, tuple(heads), tuple(neurons), made_by if isinstance(made_by, dict) else {})
+
+    @classmethod
+    def load(cls, path: str | Path, shape: ModelShape) -> PruningPlan:
+        """Read a plan file. Raises `PlanError`."""
+        try:
+            if (size := Path(path).stat().st_size) > MAX_FILE_BYTES:
+                raise PlanError(f"{path}: {size / 2**20:.0f} MB is no plan: the limit is {MAX_FILE_BYTES >> 20} MB")
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise PlanError(f"cannot read the plan {path}: {error.strerror}") from None
+        try:
+            return cls.from_json(text, shape)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None
+
+    # URL token
+
+    def to_token(self) -> str:
+        """The plan as a URL-safe string: base64 of the deflated bits, with a check of the model's fingerprint in front."""
+        raw = bytes.fromhex(self.shape.fingerprint[:8]) + self._bits()
+        return base64.urlsafe_b64encode(zlib.compress(raw, 9)).decode().rstrip("=")
+
+    @classmethod
+    def from_token(cls, token: str, shape: ModelShape) -> PruningPlan:
+        """Read a token for the model of this shape. Raises `PlanError`."""
+        if len(token) > MAX_TOKEN_CHARACTERS:
+            raise PlanError("the plan in this link is too long to be one; send the plan as a file instead")
+        head_bits, neuron_bits = sum(shape.heads), sum(shape.neurons)
+        expected = 4 + (head_bits + neuron_bits + 7) // 8
+        try:
+            packed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+            inflate = zlib.decompressobj()
+            raw = inflate.decompress(packed, expected + 1)  # bounded: a small token must not inflate to gigabytes
+        except (binascii.Error, ValueError, zlib.error):
+            raise PlanError("the plan in this link is damaged; ask for the link again, or for the plan as a file") from None
+        if raw[:4] != bytes.fromhex(shape.fingerprint[:8]) or len(raw) != expected or not inflate.eof:
+            raise PlanError("the plan in this link was made for another model; load that model first")
+        bits = np.unpackbits(np.frombuffer(raw[4:], np.uint8))[: head_bits + neuron_bits].astype(bool)
+        return cls(shape, _split(bits[:head_bits], shape.heads), _split(bits[head_bits:], shape.neurons), {"by": "link"})
+
+    def _bits(self) -> bytes:
+        return np.packbits(np.concatenate([*self.heads, *self.neurons])).tobytes()
+
+
+def _split(bits: np.ndarray, widths: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(part.copy() for part in np.split(bits, np.cumsum(widths)[:-1]))
+
+
+def _check_model(model: object, shape: ModelShape) -> None:
+    if not isinstance(model, dict):
+        raise PlanError('not a plan: it lacks "model"')
+    expected = {
+        "layers": len(shape.layers),
+        "heads": list(shape.heads),
+        "kv_heads": list(shape.kv_heads),
+        "neurons": list(shape.neurons),
+    }
+    for name, have in expected.items():
+        said = model.get(name)
+        if said == have:
+            continue
+        if isinstance(have, list) and isinstance(said, list) and len(said) == len(have):
+            layer = next(number for number, (a, b) in enumerate(zip(said, have, strict=True)) if a != b)
+            raise PlanError(
+                f"the plan does not fit this model: layer {layer} has {have[layer]} {name}, the plan says {said[layer]!r}"
+            )
+        raise PlanError(f"the plan does not fit this model: {name} should be {_short(have)}, the plan says {_short(said)}")
+    fingerprint = model.get("fingerprint")
+    if fingerprint not in (None, shape.fingerprint):
+        raise PlanError(
+            f"the plan was made for other weights (fingerprint {_short(fingerprint)}, this model is {shape.fingerprint}); "
+            "load that model, or set the plan's fingerprint to null to use it here all the same"
+        )
+
+
+def _mask(indices: object, width: int, where: str) -> np.ndarray:
+    if not isinstance(indices, list):
+        raise PlanError(f"{where}: expected a list of unit numbers")
+    mask = np.zeros(width, bool)
+    for index in indices:
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < width:
+            raise PlanError(f"{where}: {_short(index)} is no unit of this layer (0 to {width - 1})")
+        mask[index] = True
+    return mask
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,158 @@
+"""Plan in, smaller model out: rows and columns really go, and what is left runs as it is.
+
+The sliced model shares every tensor that the plan does not touch with the dense one, which is never changed. Any subset of query
+heads may stay, also under grouped-query attention: a KV head goes exactly when its last query head goes. Where the remaining
+groups differ in size, the layer's attention runs through `ragged_attention`, registered with transformers as a back end.
+
+`mask` is the slow twin, for checks: the dense model with the same units silenced.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from amp_explore.models.families import Family, LayerParts, decoder_layers, layer_parts, share
+from amp_explore.models.loading import LoadedModel
+from amp_explore.plan import PruningPlan
+
+
+def slice_model(loaded: LoadedModel, plan: PruningPlan) -> PreTrainedModel:
+    """The model without the plan's units. Takes time and memory only for the layers that the plan touches."""
+    model = share(loaded.model)
+    layers = decoder_layers(model)
+    ragged = False
+    for number in range(len(layers)):
+        ragged |= slice_layer(layers[number], loaded.family, plan, number)
+    if ragged:
+        model.config._attn_implementation = "ragged_" + loaded.model.config._attn_implementation
+    return model
+
+
+def slice_layer(layer: nn.Module, family: Family, plan: PruningPlan, number: int) -> bool:
+    """Cut one layer of a shared model in place. True if its remaining KV groups differ in size."""
+    parts = layer_parts(layer, family)
+    if plan.neurons[number].any():
+        kept = _indices(~plan.neurons[number], parts.down.weight)
+        for up in parts.up:
+            _keep_rows(up, kept)
+        _keep_columns(parts.down, kept)
+    if not plan.heads[number].any():
+        return False
+    if plan.heads[number].all():
+        layer.self_attn = NoAttention(parts)
+        return False
+    return _slice_attention(parts, plan, number)
+
+
+def _slice_attention(parts: LayerParts, plan: PruningPlan, number: int) -> bool:
+    shape = plan.shape.layers[number]
+    kept_heads = (~plan.heads[number]).nonzero()[0].tolist()
+    kept_kv = (~plan.removed_kv_heads(number)).nonzero()[0].tolist()
+    head_rows = _indices_of_blocks(kept_heads, parts.head_dim, parts.q.weight)
+    kv_rows = _indices_of_blocks(kept_kv, parts.head_dim, parts.k.weight)
+    _keep_rows(parts.q, head_rows)
+    _keep_columns(parts.o, head_rows)
+    if len(kept_kv) < shape.kv_heads:
+        _keep_rows(parts.k, kv_rows)
+        _keep_rows(parts.v, kv_rows)
+
+    groups = [[i for i, head in enumerate(kept_heads) if shape.kv_of_head[head] == kv] for kv in kept_kv]
+    widest = max(map(len, groups))
+    parts.attention.num_key_value_groups = widest
+    if all(len(group) == widest for group in groups):
+        return False
+    # Every group is filled up to the widest by repeating a query head; the copies' outputs are dropped again.
+    filled = [head for group in groups for head in group + group[-1:] * (widest - len(group))]
+    wanted = [g * widest + place for g, group in enumerate(groups) for place in range(len(group))]
+    device = parts.q.weight.device
+    parts.attention.register_buffer("filled_heads", torch.tensor(filled, device=device), persistent=False)
+    parts.attention.register_buffer("wanted_heads", torch.tensor(wanted, device=device), persistent=False)
+    return True
+
+
+def ragged_attention(module, query, key, value, attention_mask, **options):
+    """Attention for KV groups of different sizes, without copying keys or values.
+
+    The queries, which are small, are gathered so that every KV head serves equally many: (B, heads, T, d) ->
+    (B, kv_heads * widest, T, d). The library's own back end runs on that; the surplus outputs (B, T, heads', d) are dropped.
+    """
+    base = _base_attention(module)
+    if not hasattr(module, "filled_heads"):
+        return base(module, query, key, value, attention_mask, **options)
+    output, _ = base(module, query[:, module.filled_heads], key, value, attention_mask, **options)
+    return output[:, :, module.wanted_heads], None
+
+
+def _base_attention(module: nn.Module):
+    if module.config._attn_implementation == "ragged_sdpa":
+        return sdpa_attention_forward
+    return sys.modules[type(module).__module__].eager_attention_forward  # each architecture has its own
+
+
+for _name, _mask in (("ragged_sdpa", sdpa_mask), ("ragged_eager", eager_mask)):
+    AttentionInterface.register(_name, ragged_attention)
+    AttentionMaskInterface.register(_name, _mask)
+
+
+class NoAttention(nn.Module):
+    """What is left of an attention block without heads: the output projection's bias, if there was one.
+
+    transformers asks a layer of the KV cache how many tokens the cache holds, and may ask this one, so the layer still stores
+    one number per token.
+    """
+
+    def __init__(self, parts: LayerParts) -> None:
+        super().__init__()
+        self.layer_idx = parts.attention.layer_idx
+        self.bias = parts.o.bias
+
+    def forward(self, hidden_states: torch.Tensor, *, past_key_values=None, **_) -> tuple[torch.Tensor, None]:
+        """(B, T, d) -> (B, T, d), the same for every token."""
+        if past_key_values is not None:
+            marker = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)  # (B, 1, T, 1)
+            past_key_values.update(marker, marker[..., :0], self.layer_idx)
+        output = torch.zeros_like(hidden_states)
+        return (output if self.bias is None else output + self.bias), None
+
+
+def mask(loaded: LoadedModel, plan: PruningPlan) -> PreTrainedModel:
+    """The dense model with the plan's units silenced: their inputs to the output and down projections are zeroed."""
+    model = share(loaded.model)
+    for number, layer in enumerate(decoder_layers(model)):
+        parts = layer_parts(layer, loaded.family)
+        kept_heads = torch.from_numpy(~plan.heads[number]).repeat_interleave(parts.head_dim)
+        _silence_inputs(parts.o, kept_heads)
+        _silence_inputs(parts.down, torch.from_numpy(~plan.neurons[number]))
+    return model
+
+
+def _silence_inputs(linear: nn.Linear, kept: torch.Tensor) -> None:
+    kept = kept.to(linear.weight.device)
+    linear.register_forward_pre_hook(lambda _, inputs: (inputs[0].masked_fill(~kept, 0),))
+
+
+def _indices(kept, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(kept.nonzero()[0]).to(like.device)
+
+
+def _indices_of_blocks(blocks: list[int], size: int, like: torch.Tensor) -> torch.Tensor:
+    starts = torch.tensor(blocks, device=like.device)[:, None] * size
+    return (starts + torch.arange(size, device=like.device)).flatten()
+
+
+def _keep_rows(linear: nn.Linear, rows: torch.Tensor) -> None:
+    linear.weight = nn.Parameter(linear.weight[rows], requires_grad=False)
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias[rows], requires_grad=False)
+    linear.out_features = len(rows)
+
+
+def _keep_columns(linear: nn.Linear, columns: torch.Tensor) -> None:
+    linear.weight = nn.Parameter(linear.weight[:, columns].contiguous(), requires_grad=False)
+    linear.in_features = len(columns)

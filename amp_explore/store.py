@@ -1,0 +1,204 @@
+"""What was computed once is kept: statistics as safetensors, measurements and plans in SQLite.
+
+A cached answer stands under a key that names everything it depends on. Statistics lie in a file named by its own SHA-256, and a small
+JSON file named by the key points to it; both are written aside and renamed, so a killed writer leaves nothing half-made and two
+processes may share the folder. A damaged file is never trusted: it is reported and computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from amp_explore.errors import PlanError
+from amp_explore.models.families import ModelShape
+from amp_explore.plan import PruningPlan
+from amp_explore.statistics import ActivationStatistics
+
+log = logging.getLogger(__name__)
+
+Key = dict[str, Any]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS measurements (
+    key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL, plan TEXT NOT NULL,
+    setup TEXT NOT NULL, result TEXT NOT NULL, created REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS measurements_of_plan ON measurements (model, plan, kind);
+CREATE TABLE IF NOT EXISTS plans (digest TEXT PRIMARY KEY, model TEXT NOT NULL, document TEXT NOT NULL, created REAL NOT NULL);
+"""
+
+
+class Store:
+    """The cache folder `root`: safe for threads of this process, and for other processes, at the same time."""
+
+    def __init__(self, root: Path) -> None:
+        self._statistics = root / "statistics"
+        self._statistics.mkdir(parents=True, exist_ok=True)
+        self._database = root / "runs.sqlite"
+        self._lock = threading.Lock()
+        with self._connection():
+            pass
+
+    # Statistics
+
+    def statistics(self, key: Key, compute: Callable[[], ActivationStatistics]) -> ActivationStatistics:
+        """The statistics under this key, computed if they are not there or damaged."""
+        if (found := self.find_statistics(key)) is not None:
+            return found
+        fresh = compute()
+        self._write_statistics(key, fresh)
+        return fresh
+
+    def find_statistics(self, key: Key) -> ActivationStatistics | None:
+        """The statistics under this key, or None."""
+        pointer = self._statistics / f"{key_digest(key)}.json"
+        try:
+            document = json.loads(pointer.read_text())
+            data = (self._statistics / f"{document['sha256']}.safetensors").read_bytes()
+            if document["key"] != key or hashlib.sha256(data).hexdigest() != document["sha256"]:
+                raise ValueError("content does not match its name")
+            tensors = load(data)
+            count = len(tensors) // 2
+            return ActivationStatistics(
+                tuple(tensors[f"head_projection.{i}"] for i in range(count)),
+                tuple(tensors[f"neuron_magnitude.{i}"] for i in range(count)),
+            )
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # whatever is wrong with it, the remedy is the same
+            log.warning("cached statistics %s are damaged (%s); computing them again", pointer.name, error)
+            return None
+
+    def _write_statistics(self, key: Key, statistics: ActivationStatistics) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        for name, layers in vars(statistics).items():
+            tensors |= {f"{name}.{number}": layer.contiguous() for number, layer in enumerate(layers)}
+        data = save(tensors)
+        digest = hashlib.sha256(data).hexdigest()
+        write_atomically(self._statistics / f"{digest}.safetensors", data)
+        document = {"key": key, "sha256": digest, "created": time.time()}
+        write_atomically(self._statistics / f"{key_digest(key)}.json", json.dumps(document, indent=1).encode())
+
+    # Measurements
+
+    def measurement(self, kind: str, model: str, plan: str, setup: Key, compute: Callable[[], Any]) -> Any:
+        """The result (plain data) of measuring `kind` under this setup, measured if it was not yet.
+
+        `model` is a fingerprint, `plan` a plan's digest, `setup` everything else the result depends on.
+        """
+        if (found := self.find_measurement(kind, model, plan, setup)) is not None:
+            return found
+        result = compute()
+        self.put_measurement(kind, model, plan, setup, result)
+        return result
+
+    def find_measurement(self, kind: str, model: str, plan: str, setup: Key) -> Any | None:
+        """The kept result, or None."""
+        with self._connection() as database:
+            query = "SELECT result FROM measurements WHERE key = ?"
+            row = database.execute(query, (_measurement_key(kind, model, plan, setup),)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def put_measurement(self, kind: str, model: str, plan: str, setup: Key, result: Any) -> None:
+        """Keep a result, in place of an earlier one under the same setup."""
+        with self._connection() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (_measurement_key(kind, model, plan, setup), kind, model, plan, _canonical(setup), json.dumps(result), time.time()),
+            )
+
+    def measurements(self, kind: str, model: str, plan: str) -> list[dict[str, Any]]:
+        """All kept results of a plan, newest first: `setup`, `result`, `created` (seconds since 1970)."""
+        with self._connection() as database:
+            query = (
+                "SELECT setup, result, created FROM measurements WHERE kind = ? AND model = ? AND plan = ? ORDER BY created DESC"
+            )
+            rows = database.execute(query, (kind, model, plan)).fetchall()
+        return [{"setup": json.loads(setup), "result": json.loads(result), "created": created} for setup, result, created in rows]
+
+    # Plans
+
+    def put_plan(self, plan: PruningPlan) -> str:
+        """Keep a plan under its digest, which is returned."""
+        with self._connection() as database:
+            row = (plan.digest, plan.shape.fingerprint, plan.to_json(), time.time())
+            database.execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?, ?)", row)
+        return plan.digest
+
+    def plan(self, digest: str, shape: ModelShape) -> PruningPlan:
+        """The kept plan of this digest. Raises `PlanError`."""
+        with self._connection() as database:
+            row = database.execute("SELECT document FROM plans WHERE digest = ?", (digest,)).fetchone()
+        if row is None:
+            raise PlanError("the plan in this link is not kept on this server; ask for it as a file")
+        return PruningPlan.from_json(row[0], shape)
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                database = self._open()
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):  # locked or unwritable, not damaged
+                    raise
+                aside = self._database.with_suffix(f".damaged-{int(time.time())}")
+                log.warning("%s is damaged (%s); moved to %s, starting afresh", self._database, error, aside.name)
+                self._database.rename(aside)
+                for suffix in ("-wal", "-shm"):
+                    Path(f"{self._database}{suffix}").unlink(missing_ok=True)
+                database = self._open()
+            try:
+                with database:
+                    yield database
+            finally:
+                database.close()
+
+    def _open(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._database, timeout=30)
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.executescript(_SCHEMA)
+        except sqlite3.DatabaseError:
+            database.close()
+            raise
+        return database
+
+
+def key_digest(key: Key) -> str:
+    """A file name for a key."""
+    return hashlib.sha256(_canonical(key).encode()).hexdigest()[:32]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _measurement_key(kind: str, model: str, plan: str, setup: Key) -> str:
+    return key_digest({"kind": kind, "model": model, "plan": plan, "setup": setup})
+
+
+def _canonical(key: Key) -> str:
+    return json.dumps(key, sort_keys=True)

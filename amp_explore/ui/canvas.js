@@ -1,0 +1,307 @@
+// What the canvas components share. Python puts this file in front of a component's own, so nothing is exported here.
+
+const VIRIDIS = [
+  '#440154', '#472d7b', '#3b528b', '#2c728e', '#21918c', '#28ae80', '#5ec962', '#addc30', '#fde725',
+].map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+
+// One CSS colour for each byte value.
+const COLOURS = Array.from({ length: 256 }, (_, value) => {
+  const position = (value / 255) * (VIRIDIS.length - 1);
+  const low = Math.min(Math.floor(position), VIRIDIS.length - 2);
+  const mix = (from, channel) => Math.round(from + (VIRIDIS[low + 1][channel] - from) * (position - low));
+  return `rgb(${VIRIDIS[low].map(mix)})`;
+});
+const SCALE = `linear-gradient(90deg, ${VIRIDIS.map((rgb) => `rgb(${rgb})`)})`;
+
+const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
+const thousands = new Intl.NumberFormat('en-US');
+
+function unpack(base64, ArrayType) {
+  return new ArrayType(Uint8Array.from(atob(base64), (char) => char.charCodeAt(0)).buffer);
+}
+
+// The smallest round number of rows or columns that are `needed` pixels apart.
+function labelStep(pixels, needed) {
+  return [1, 2, 4, 5, 8, 10, 16, 20].find((step) => step * pixels >= needed) ?? 32;
+}
+
+function drawPadlock(context, x, y, size, closed) {
+  const width = size * 0.72;
+  const body = size * 0.52;
+  const radius = width * 0.3;
+  const lift = closed ? 0 : size * 0.14;
+  const shoulder = y + size / 2 - body;
+  context.lineWidth = Math.max(1, size * 0.12);
+  context.beginPath();
+  context.moveTo(x - radius, shoulder);
+  context.lineTo(x - radius, shoulder - lift - size * 0.12);
+  context.arc(x, shoulder - lift - size * 0.12, radius, Math.PI, 0);
+  context.lineTo(x + radius, shoulder - lift);
+  context.stroke();
+  context.beginPath();
+  context.roundRect(x - width / 2, shoulder, width, body, size * 0.1);
+  context.fill();
+}
+
+// Streamlit keeps one value per component and merges reruns that come quickly, so a value that is only the last
+// gesture loses some. This log resends every gesture until Python says that it has seen it.
+class GestureLog {
+  constructor() {
+    this.id = null;
+    this.last = 0;
+    this.pending = [];
+  }
+
+  // `id` names the server's session: gestures meant for another one are dropped, not replayed.
+  acknowledge({ id, seen }) {
+    if (id !== this.id) Object.assign(this, { id, last: seen, pending: [] });
+    this.last = Math.max(this.last, seen);
+    this.pending = this.pending.filter((gesture) => gesture.number > seen);
+  }
+
+  add(gesture, send) {
+    this.last += 1;
+    this.pending.push({ ...gesture, number: this.last, log: this.id });
+    send('gestures', [...this.pending]);
+  }
+}
+
+// A canvas with one row per layer: the layer's number at the left (opens it), a body that a subclass draws and edits,
+// a padlock at the right. Subclasses give: measure, paint, describe, bodyCursor, startDrag, moveDrag, dragGesture, key.
+class LayerView {
+  constructor(root) {
+    this.root = root;
+    this.canvas = root.querySelector('canvas');
+    this.tip = root.querySelector('.tip');
+    this.context = this.canvas.getContext('2d');
+    this.log = new GestureLog();
+    this.layer = 0; // the row that the keyboard is on
+    this.drag = null;
+    this.hover = null;
+    root.querySelector('.scale').style.background = SCALE;
+    const listeners = {
+      pointerdown: this.press,
+      pointermove: this.move,
+      pointerup: this.release,
+      pointercancel: this.cancel,
+      pointerleave: this.leave,
+      keydown: this.keydown,
+      focus: this.draw,
+      blur: this.leave,
+    };
+    for (const [name, listener] of Object.entries(listeners)) {
+      this.canvas.addEventListener(name, listener.bind(this));
+    }
+    // The observer and the listeners hang on elements of this component alone and go with them.
+    new ResizeObserver(() => this.resize()).observe(root);
+  }
+
+  // Python's answer. What it has not seen yet is drawn on top of it, and a drag in progress goes on.
+  update(data, send) {
+    if (data.layers !== this.data?.layers || data.width !== this.data?.width) this.cancel();
+    this.data = data;
+    this.send = send;
+    this.layers = data.layers;
+    this.layer = clamp(this.layer, 0, this.layers - 1);
+    this.locked = new Set(data.locked);
+    this.canvas.setAttribute('aria-label', data.label);
+    this.log.acknowledge(data.log);
+    this.read(data);
+    this.log.pending.forEach((gesture) => this.apply(gesture));
+    this.resize();
+  }
+
+  // Draw first, tell Python second: the screen never waits for the server.
+  emit(gesture) {
+    this.apply(gesture);
+    this.draw();
+    this.log.add(gesture, this.send);
+  }
+
+  apply(gesture) {
+    if (gesture.kind === 'lock' && !this.locked.delete(gesture.layer)) this.locked.add(gesture.layer);
+  }
+
+  openLayer(layer) {
+    if (this.data.opens) this.emit({ kind: 'open', layer });
+  }
+
+  toggleLock(layer) {
+    if (this.data.locks) this.emit({ kind: 'lock', layer });
+  }
+
+  get focused() {
+    return this.root.getRootNode().activeElement === this.canvas;
+  }
+
+  // Where the pointer is. Outside the rows `zone` is null, and layer and x are the nearest.
+  locate(event) {
+    const frame = this.canvas.getBoundingClientRect();
+    const x = event.clientX - frame.left;
+    const y = event.clientY - frame.top;
+    const row = Math.floor((y - this.top) / this.rowHeight);
+    let zone = null;
+    if (row >= 0 && row < this.layers) {
+      if (x < this.left - 4) zone = 'number';
+      else if (x >= this.left && x < this.left + this.bodyWidth) zone = 'body';
+      else if (x >= this.lockX) zone = 'lock';
+    }
+    return { zone, layer: clamp(row, 0, this.layers - 1), x: clamp(x - this.left, 0, this.bodyWidth) };
+  }
+
+  press(event) {
+    if (event.button !== 0) return;
+    const place = this.locate(event);
+    this.pressed = place;
+    if (place.zone === null) return;
+    this.canvas.setPointerCapture(event.pointerId);
+    this.layer = place.layer;
+    if (place.zone === 'body') this.startDrag(place, event);
+    this.point(place);
+  }
+
+  move(event) {
+    const place = this.locate(event);
+    if (this.drag) this.moveDrag(place);
+    this.point(place);
+  }
+
+  release(event) {
+    const place = this.locate(event);
+    const pressed = this.pressed;
+    this.pressed = null;
+    if (this.drag) {
+      const gesture = this.dragGesture();
+      this.drag = null;
+      if (gesture) this.emit(gesture);
+    } else if (pressed && pressed.zone === place.zone && pressed.layer === place.layer) {
+      if (place.zone === 'number') this.openLayer(place.layer);
+      if (place.zone === 'lock') this.toggleLock(place.layer);
+    }
+    this.point(place);
+  }
+
+  cancel() {
+    this.drag = null;
+    this.pressed = null;
+    if (this.data) this.draw();
+  }
+
+  leave() {
+    this.hover = null;
+    this.tip.classList.remove('shown');
+    this.draw();
+  }
+
+  keydown(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's own shortcuts
+    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    let handled = true;
+    if (key === 'Escape' && this.drag) this.cancel();
+    else if (key === 'o') this.openLayer(this.layer);
+    else if (key === 'l') this.toggleLock(this.layer);
+    else handled = this.key(key, event.shiftKey);
+    if (!handled) return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  // Shows what is under the pointer: its cursor, its tip, and the row's number and padlock.
+  point(place) {
+    this.hover = place;
+    const { zone, layer } = place;
+    let cursor = 'default';
+    let text = null;
+    if (zone === 'number' && this.data.opens) [cursor, text] = ['pointer', `open layer ${layer}`];
+    if (zone === 'lock' && this.data.locks) {
+      [cursor, text] = ['pointer', `${this.locked.has(layer) ? 'unlock' : 'lock'} layer ${layer}`];
+    }
+    if (zone === 'body' || this.drag) [cursor, text] = [this.bodyCursor(place), this.describe(place)];
+    this.canvas.style.cursor = cursor;
+    this.draw();
+    this.showTip(text, zone === 'body' || this.drag ? this.tipX(place) : this.left + place.x, layer);
+  }
+
+  showTip(text, x, layer) {
+    this.tip.classList.toggle('shown', text !== null);
+    if (text === null) return;
+    if (this.tip.textContent !== text) this.tip.textContent = text;
+    const { offsetWidth, offsetHeight } = this.tip;
+    const row = this.top + layer * this.rowHeight;
+    const below = row + this.rowHeight + 4;
+    const fits = below + offsetHeight <= this.height || layer < this.layers / 2;
+    const left = clamp(x, 0, Math.max(0, this.root.clientWidth - offsetWidth));
+    this.tip.style.transform = `translate(${left}px, ${fits ? below : row - offsetHeight - 4}px)`;
+  }
+
+  // Sharp on every screen: the canvas has one pixel for each pixel of the device.
+  resize() {
+    const available = this.root.clientWidth;
+    if (!this.data || available === 0) return;
+    const ratio = window.devicePixelRatio || 1;
+    this.snap = (value) => Math.round(value * ratio) / ratio;
+    this.measure(available);
+    this.canvas.width = Math.round(this.width * ratio);
+    this.canvas.height = Math.round(this.height * ratio);
+    this.canvas.style.width = `${this.width}px`;
+    this.canvas.style.height = `${this.height}px`;
+    this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.draw();
+  }
+
+  draw() {
+    if (!this.data || !this.snap) return;
+    const css = getComputedStyle(this.root);
+    const read = (name) => css.getPropertyValue(`--st-${name}`).trim();
+    this.theme = {
+      text: read('text-color'),
+      background: read('background-color'),
+      border: read('border-color'),
+      primary: read('primary-color'),
+      red: read('red-color') || '#d03b3b',
+      font: `11px ${read('font') || 'sans-serif'}`,
+    };
+    this.context.clearRect(0, 0, this.width, this.height);
+    this.paint();
+    this.paintMargins();
+  }
+
+  rowTop(layer) {
+    return this.top + layer * this.rowHeight;
+  }
+
+  paintMargins() {
+    const { context, theme, hover } = this;
+    const step = labelStep(this.rowHeight, 12);
+    context.font = theme.font;
+    context.textAlign = 'right';
+    context.textBaseline = 'middle';
+    for (let layer = 0; layer < this.layers; layer += 1) {
+      const middle = this.rowTop(layer) + this.rowHeight / 2;
+      const active = hover?.layer === layer && hover.zone !== null;
+      context.fillStyle = active && hover.zone === 'number' && this.data.opens ? theme.primary : theme.text;
+      context.globalAlpha = active ? 1 : 0.7;
+      // On low rows a number gives way to the one under the pointer.
+      const near = hover?.zone && Math.abs(hover.layer - layer) * this.rowHeight < 12;
+      if (active || (layer % step === 0 && !near)) context.fillText(layer, this.left - 8, middle);
+      this.paintPadlock(layer, middle, active);
+    }
+    context.globalAlpha = 1;
+  }
+
+  paintPadlock(layer, middle, active) {
+    const closed = this.locked.has(layer);
+    if (!closed && !(active && this.data.locks)) return;
+    this.context.fillStyle = this.theme.text;
+    this.context.strokeStyle = this.theme.text;
+    this.context.globalAlpha = closed ? 0.85 : 0.4;
+    drawPadlock(this.context, this.lockX + 12, middle, clamp(this.rowHeight - 2, 7, 13), closed);
+  }
+}
+
+// Streamlit calls a component again on every rerun, on the same elements: the view is made once and kept there.
+function mount(View, { data, parentElement, setStateValue }) {
+  const root = parentElement.querySelector('.view');
+  root.view ??= new View(root);
+  root.view.update(data, setStateValue);
+}

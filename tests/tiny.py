@@ -1,0 +1,75 @@
+"""Tiny random models of every family, and random plans for them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from amp_explore.models.loading import LoadedModel, from_model
+from amp_explore.plan import PruningPlan
+
+LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, NEURONS, VOCABULARY = 4, 6, 2, 8, 48, 40, 97
+
+_COMMON = dict(
+    num_hidden_layers=LAYERS,
+    num_attention_heads=HEADS,
+    num_key_value_heads=KV_HEADS,
+    hidden_size=HIDDEN,
+    intermediate_size=NEURONS,
+    vocab_size=VOCABULARY,
+    max_position_embeddings=256,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+_GEMMA = dict(head_dim=16, query_pre_attn_scalar=16, sliding_window=8)
+SPECS: dict[str, dict] = {
+    "llama": dict(tie_word_embeddings=True),
+    "llama-biases": dict(attention_bias=True, mlp_bias=False),
+    "llama-multi-head": dict(num_key_value_heads=HEADS),
+    "llama-multi-query": dict(num_key_value_heads=1),
+    "mistral": dict(head_dim=HEAD_DIM, sliding_window=8),
+    "qwen2": dict(),
+    "qwen3": dict(head_dim=12),
+    "gemma2": _GEMMA | dict(attn_logit_softcapping=5.0, final_logit_softcapping=3.0),
+    "gemma3_text": _GEMMA | dict(layer_types=["sliding_attention", "full_attention"] * 2),
+    "phi": dict(),
+    "phi-normed": dict(qk_layernorm=True),
+}
+FAMILIES = tuple(SPECS)
+
+
+@lru_cache
+def tiny(name: str, dtype: str = "float32") -> LoadedModel:
+    """A tiny random model, with weights large enough that every unit matters and with biases and norms that are not trivial."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name.split("-")[0], **_COMMON | SPECS[name])
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += torch.randn_like(parameter) * 0.3
+        else:
+            parameter.data = torch.randn_like(parameter) * 0.2
+    return from_model(model.to(getattr(torch, dtype)), None, source=name)
+
+
+def random_plan(loaded: LoadedModel, seed: int, *, extreme: bool = True) -> PruningPlan:
+    """Every layer different; with `extreme`, some lose all heads or all neurons, the first one among them."""
+    generator = np.random.default_rng(seed)
+    plan = PruningPlan.empty(loaded.shape)
+    for number, layer in enumerate(loaded.shape.layers):
+        plan = plan.with_units("heads", number, generator.random(layer.heads) < generator.random(), True)
+        plan = plan.with_units("neurons", number, generator.random(layer.neurons) < generator.random(), True)
+    if extreme:
+        bare, empty = generator.permutation(len(loaded.shape.layers))[:2]
+        for number in {0, int(bare)} if seed % 2 else {int(bare)}:
+            plan = plan.with_units("heads", number, range(loaded.shape.layers[number].heads), True)
+        plan = plan.with_units("neurons", int(empty), range(loaded.shape.layers[empty].neurons), True)
+    return plan
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
