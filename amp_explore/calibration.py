@@ -1,7 +1,8 @@
 """Text in, token windows out: what models are scored and measured on, reproducibly.
 
-The bundled texts are cut in two halves, by position: calibration reads the first, evaluation the second, so that no token is ever
-used for both. A text of one's own is tokenised whole, without special tokens, and cut into consecutive windows from its start.
+The bundled texts are cut in two halves, by position: calibration reads the first, evaluation the second, so that no
+token is ever used for both. A text of one's own is tokenised whole, without special tokens, and cut into consecutive
+windows from its start.
 """
 
 from __future__ import annotations
@@ -54,7 +55,13 @@ class TokenWindows:
     def describe(self) -> dict[str, object]:
         """What results say about the text they were measured on."""
         longest = max(map(len, self.ids)) - self.bos
-        return {"data": self.data, "windows": len(self.ids), "window": longest, "tokens": self.tokens, "bos": self.bos}
+        return {
+            "data": self.data,
+            "windows": len(self.ids),
+            "window": longest,
+            "tokens": self.tokens,
+            "bos": self.bos,
+        }
 
 
 def calibration_windows(
@@ -69,8 +76,8 @@ def calibration_windows(
 ) -> TokenWindows:
     """Windows to collect statistics on.
 
-    Bundled sources give `windows` windows drawn by `seed` from their calibration half; `text`, a file, gives its first ones;
-    `alpaca` gives AMP's 50 prompts (instruction and input, no answer), cut at `window` tokens, from the hub.
+    Bundled sources give `windows` windows drawn by `seed` from their calibration half; `text`, a file, gives its first
+    ones; `alpaca` gives AMP's 50 prompts (instruction and input, no answer), cut at `window` tokens, from the hub.
 
     Raises:
         DataError: the text is missing, unreadable or shorter than one window.
@@ -96,8 +103,11 @@ def evaluation_windows(
     windows: int | None = None,
     bos: Bos = "auto",
 ) -> TokenWindows:
-    """The first `windows` (None: all) consecutive windows of a bundled text's evaluation half, of WikiText-2's test set from the
-    hub, or of a file. Errors as for `calibration_windows`."""
+    """The first `windows` (None: all) consecutive windows of an evaluation text.
+
+    That is a bundled text's evaluation half, WikiText-2's test set from the hub, or a file. Errors as for
+    `calibration_windows`.
+    """
     if text is not None:
         return file_windows(tokenizer, text, window=window, windows=windows, bos=bos)
     if source == "wikitext2":
@@ -126,7 +136,11 @@ def _half(source: str, which: Literal["calibration", "evaluation"]) -> str:
     if source not in get_args(BundledText):
         raise DataError(f"text {source!r} is not known; use one of {', '.join(get_args(BundledText))}, or a file")
     text = assets.text_file(source).read_text(encoding="utf-8")
-    parts = re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, re.DOTALL) if source == "wiki" else text.splitlines(keepends=True)
+    parts = (
+        re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, re.DOTALL)
+        if source == "wiki"
+        else text.splitlines(keepends=True)
+    )
     middle = len(parts) // 2
     chosen = parts[:middle] if which == "calibration" else parts[middle:]
     return ("\n\n" if source == "wiki" else "").join(chosen)
@@ -140,7 +154,9 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
 def _consecutive(ids: torch.Tensor, window: int, windows: int | None) -> list[torch.Tensor]:
     available = len(ids) // _positive(window, "window", least=2)
     if not available:
-        raise DataError(f"the text has {len(ids)} tokens, fewer than one window of {window}; use a longer text or --window")
+        raise DataError(
+            f"the text has {len(ids)} tokens, fewer than one window of {window}; use a longer text or --window"
+        )
     count = available if windows is None else min(_positive(windows, "windows"), available)
     return list(ids[: count * window].view(count, window))
 
@@ -181,5 +197,6 @@ def _hub_rows(repository: str, config: str | None, split: str):
         return load_dataset(repository, config, split=split)
     except Exception as error:  # no network, no such data set, a full disk: many types, one remedy
         raise DataError(
-            f"{repository} cannot be had from the hub ({type(error).__name__}); check the network, or use a bundled text"
+            f"{repository} cannot be had from the hub ({type(error).__name__}); "
+            "check the network, or use a bundled text"
         ) from error

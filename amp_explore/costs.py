@@ -1,7 +1,7 @@
 """What a model costs: parameters, bytes of weights, bytes of KV cache per token, FLOPs per token.
 
-`costs_of_plan` answers from a plan alone, at once, while a hand still moves; `costs_of_model` counts the tensors that are really
-there. The two agree on every plan, which the tests check.
+`costs_of_plan` answers from a plan alone, at once, while a hand still moves; `costs_of_model` counts the tensors that
+are really there. The two agree on every plan, which the tests check.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedModel
 
-from amp_explore.models.families import LayerShape, ModelShape, decoder_layers, matmul_parameters, sliding_window
+from amp_explore.models.families import (
+    LayerShape,
+    decoder_layers,
+    matmul_parameters,
+    sliding_window,
+)
 from amp_explore.plan import PruningPlan
 from amp_explore.slicing import NoAttention
 
@@ -20,8 +25,11 @@ CONTEXT = 512
 
 @dataclass(frozen=True)
 class Costs:
-    """Exact counts; `flops_per_token` is 2 per weight of every matrix product plus attention's 4 per head, dimension and token
-    of context, for one token after `CONTEXT` others."""
+    """Exact counts.
+
+    `flops_per_token` is for one token after `CONTEXT` others: 2 per weight of every matrix product, plus attention's 4
+    per head, head dimension and token of context.
+    """
 
     parameters: int
     weight_bytes: int

@@ -1,7 +1,7 @@
 """Which units matter: activation statistics and weights in, one score per head and per neuron out.
 
-A criterion is two small pure functions, one layer at a time; the lowest scores go first. `CRITERIA` is the one list that the
-dashboard, the command line and the documentation read.
+A criterion is two small pure functions, one layer at a time; the lowest scores go first. `CRITERIA` is the one list
+that the dashboard, the command line and the documentation read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ class Scores:
     neurons: tuple[np.ndarray, ...]
 
     def to_safetensors(self, **metadata: str) -> bytes:
-        """Tensors `heads` and `neurons` (layers, units); where layers differ in width `heads.0`, `heads.1`, ... instead."""
+        """Tensors `heads` and `neurons` (layers, units); where layers differ in width `heads.0`, `heads.1`, ...
+
+        instead.
+        """
         tensors: dict[str, torch.Tensor] = {}
         for name, layers in (("heads", self.heads), ("neurons", self.neurons)):
             if len({len(layer) for layer in layers}) == 1:
@@ -46,10 +49,15 @@ class Scores:
             raise AmpExploreError(f"{path}: cannot be read as scores ({error}); make it with `score`") from None
         fields = []
         for name, widths in (("heads", shape.heads), ("neurons", shape.neurons)):
-            layers = list(tensors[name]) if name in tensors else [tensors.get(f"{name}.{i}") for i in range(len(widths))]
-            found = [None if layer is None else layer.numel() for layer in layers]
-            if found != list(widths):
+            if name in tensors:
+                layers = list(torch.atleast_2d(tensors[name]))
+            else:
+                layers = [tensors.get(f"{name}.{number}") for number in range(len(widths))]
+            found = [None if layer is None else tuple(layer.shape) for layer in layers]
+            if found != [(width,) for width in widths]:
                 raise AmpExploreError(f"{path}: the {name} do not fit this model; score this model first")
+            if not all(layer.isfinite().all() for layer in layers):
+                raise AmpExploreError(f"{path}: some {name} have no finite score; score this model again")
             fields.append(tuple(layer.float().numpy() for layer in layers))
         return cls(*fields)
 
@@ -76,7 +84,10 @@ def amp_neurons(statistics: ActivationStatistics, parts: LayerParts, layer: int)
 
 
 def projected_neurons(statistics: ActivationStatistics, parts: LayerParts, layer: int) -> torch.Tensor:
-    """(neurons,) `mean |a_j| * ||w_j||_1`: AMP's head score carried over to neurons, since `||a_j w_j||_1 = |a_j| ||w_j||_1`."""
+    """(neurons,) `mean |a_j| * ||w_j||_1`:
+
+    AMP's head score carried over to neurons, since `||a_j w_j||_1 = |a_j| ||w_j||_1`.
+    """
     column_norms = torch.linalg.vector_norm(parts.down.weight, 1, dim=0, dtype=torch.float32)
     return statistics.neuron_magnitude[layer] * column_norms.cpu()
 

@@ -1,7 +1,7 @@
 """Background work: one queue in front of the model, with progress and cancel.
 
-All heavy work runs in one worker thread, so that nothing competes with a measurement. A short job may be marked urgent: it runs
-next, and even inside a long job, at the long job's next report, unless that one is exclusive (a timing).
+All heavy work runs in one worker thread, so that nothing competes with a measurement. A short job may be marked urgent:
+it runs next, and even inside a long job, at the long job's next report, unless that one is exclusive (a timing).
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class QueueFull(AmpExploreError):
 
 @dataclass(eq=False)
 class Job:
-    """One piece of work; its fields are written by the worker and may be read from any thread. Calling a job reports progress."""
+    """One piece of work; its fields are written by the worker and may be read from any thread.
+
+    Calling a job reports progress.
+    """
 
     label: str
     topic: str

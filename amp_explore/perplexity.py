@@ -17,8 +17,8 @@ _LOGITS = 2**26  # of these, (windows, tokens, vocabulary), exist at a time: 256
 def perplexity(model: PreTrainedModel, windows: TokenWindows, *, progress: Progress = no_progress) -> dict[str, object]:
     """Perplexity of a dense or sliced model on windows of equal length.
 
-    Returns `value`, the mean `loss` in nats per token, its standard error over windows `loss_stderr` (None for one window),
-    `tokens_scored`, and what it was measured on. `progress` counts windows and may cancel between batches.
+    Returns `value`, the mean `loss` in nats per token, its standard error over windows `loss_stderr` (None for one
+    window), `tokens_scored`, and what it was measured on. `progress` counts windows and may cancel between batches.
     """
     ids = torch.stack(windows.ids)  # (windows, T)
     losses: list[torch.Tensor] = []

@@ -1,7 +1,7 @@
 """The pruning plan: which heads and which neurons go, layer by layer.
 
-A plan is plain, immutable data: it knows the shape of the model that it was made for and nothing else, so it can be inspected,
-edited, saved, sent to a colleague and compared before anything is sliced. Every edit returns a new plan.
+A plan is plain, immutable data: it knows the shape of the model that it was made for and nothing else, so it can be
+inspected, edited, saved, sent to a colleague and compared before anything is sliced. Every edit returns a new plan.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Unit = Literal["heads", "neurons"]
 class PruningPlan:
     """Which units of a model go.
 
-    `heads[l]` and `neurons[l]` are boolean arrays over the units of layer `l`; True means the unit goes. `made_by` records how
-    the plan came about (criterion, ratio, ...); it is for people and is no part of the plan's identity.
+    `heads[l]` and `neurons[l]` are boolean arrays over the units of layer `l`; True means the unit goes. `made_by`
+    records how the plan came about (criterion, ratio, ...); it is for people and is no part of the plan's identity.
     """
 
     shape: ModelShape
@@ -95,7 +95,8 @@ class PruningPlan:
         return replace(self, **{unit: tuple(masks)})
 
     def with_box(self, unit: Unit, box: tuple[int, int, int, int], removed: bool) -> PruningPlan:
-        """Set all units in `box` = (first layer, first unit, last layer, last unit), inclusive, clipped to the model."""
+        """Set all units in `box` = (first layer, first unit, last layer, last unit), inclusive, clipped to the
+        model."""
         layer0, unit0, layer1, unit1 = box
         masks = list(getattr(self, unit))
         for layer in range(max(layer0, 0), min(layer1, len(masks) - 1) + 1):
@@ -140,7 +141,10 @@ class PruningPlan:
 
     @classmethod
     def from_json(cls, text: str | bytes, shape: ModelShape) -> PruningPlan:
-        """Read a plan for the model of this shape. Raises `PlanError` naming the first thing that is wrong or does not fit."""
+        """Read a plan for the model of this shape.
+
+        Raises `PlanError` naming the first thing that is wrong or does not fit.
+        """
         if len(text) > MAX_FILE_BYTES:
             raise PlanError(f"a plan of {len(text) / 2**20:.0f} MB is no plan: the limit is {MAX_FILE_BYTES >> 20} MB")
         try:
@@ -150,7 +154,9 @@ class PruningPlan:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise PlanError(f'not a plan: it lacks "format": "{FORMAT}"')
         if document.get("version") != VERSION:
-            raise PlanError(f"plan version {document.get('version')!r} is not known here; this program reads version {VERSION}")
+            raise PlanError(
+                f"plan version {document.get('version')!r} is not known here; this program reads version {VERSION}"
+            )
         _check_model(document.get("model"), shape)
         layers = document.get("layers")
         if not isinstance(layers, list) or len(layers) != len(shape.layers):
@@ -181,7 +187,10 @@ class PruningPlan:
     # URL token
 
     def to_token(self) -> str:
-        """The plan as a URL-safe string: base64 of the deflated bits, with a check of the model's fingerprint in front."""
+        """The plan as a URL-safe string:
+
+        base64 of the deflated bits, with a check of the model's fingerprint in front.
+        """
         raw = bytes.fromhex(self.shape.fingerprint[:8]) + self._bits()
         return base64.urlsafe_b64encode(zlib.compress(raw, 9)).decode().rstrip("=")
 
@@ -197,11 +206,18 @@ class PruningPlan:
             inflate = zlib.decompressobj()
             raw = inflate.decompress(packed, expected + 1)  # bounded: a small token must not inflate to gigabytes
         except (binascii.Error, ValueError, zlib.error):
-            raise PlanError("the plan in this link is damaged; ask for the link again, or for the plan as a file") from None
+            raise PlanError(
+                "the plan in this link is damaged; ask for the link again, or for the plan as a file"
+            ) from None
         if raw[:4] != bytes.fromhex(shape.fingerprint[:8]) or len(raw) != expected or not inflate.eof:
             raise PlanError("the plan in this link was made for another model; load that model first")
         bits = np.unpackbits(np.frombuffer(raw[4:], np.uint8))[: head_bits + neuron_bits].astype(bool)
-        return cls(shape, _split(bits[:head_bits], shape.heads), _split(bits[head_bits:], shape.neurons), {"by": "link"})
+        return cls(
+            shape,
+            _split(bits[:head_bits], shape.heads),
+            _split(bits[head_bits:], shape.neurons),
+            {"by": "link"},
+        )
 
     def _bits(self) -> bytes:
         return np.packbits(np.concatenate([*self.heads, *self.neurons])).tobytes()
@@ -227,9 +243,12 @@ def _check_model(model: object, shape: ModelShape) -> None:
         if isinstance(have, list) and isinstance(said, list) and len(said) == len(have):
             layer = next(number for number, (a, b) in enumerate(zip(said, have, strict=True)) if a != b)
             raise PlanError(
-                f"the plan does not fit this model: layer {layer} has {have[layer]} {name}, the plan says {said[layer]!r}"
+                f"the plan does not fit this model: layer {layer} has {have[layer]} {name}, "
+                f"the plan says {_short(said[layer])}"
             )
-        raise PlanError(f"the plan does not fit this model: {name} should be {_short(have)}, the plan says {_short(said)}")
+        raise PlanError(
+            f"the plan does not fit this model: {name} should be {_short(have)}, the plan says {_short(said)}"
+        )
     fingerprint = model.get("fingerprint")
     if fingerprint not in (None, shape.fingerprint):
         raise PlanError(

@@ -1,8 +1,9 @@
 """Plan in, smaller model out: rows and columns really go, and what is left runs as it is.
 
-The sliced model shares every tensor that the plan does not touch with the dense one, which is never changed. Any subset of query
-heads may stay, also under grouped-query attention: a KV head goes exactly when its last query head goes. Where the remaining
-groups differ in size, the layer's attention runs through `ragged_attention`, registered with transformers as a back end.
+The sliced model shares every tensor that the plan does not touch with the dense one, which is never changed. Any subset
+of query heads may stay, also under grouped-query attention: a KV head goes exactly when its last query head goes. Where
+the remaining groups differ in size, the layer's attention runs through `ragged_attention`, registered with transformers
+as a back end.
 
 `mask` is the slow twin, for checks: the dense model with the same units silenced.
 """
@@ -79,8 +80,9 @@ def _slice_attention(parts: LayerParts, plan: PruningPlan, number: int) -> bool:
 def ragged_attention(module, query, key, value, attention_mask, **options):
     """Attention for KV groups of different sizes, without copying keys or values.
 
-    The queries, which are small, are gathered so that every KV head serves equally many: (B, heads, T, d) ->
-    (B, kv_heads * widest, T, d). The library's own back end runs on that; the surplus outputs (B, T, heads', d) are dropped.
+    The queries, which are small, are gathered so that every KV head serves equally many: (B, heads, T, d) -> (B,
+    kv_heads * widest, T, d). The library's own back end runs on that; the surplus outputs (B, T, heads', d) are
+    dropped.
     """
     base = _base_attention(module)
     if not hasattr(module, "filled_heads"):
@@ -103,8 +105,8 @@ for _name, _mask in (("ragged_sdpa", sdpa_mask), ("ragged_eager", eager_mask)):
 class NoAttention(nn.Module):
     """What is left of an attention block without heads: the output projection's bias, if there was one.
 
-    transformers asks a layer of the KV cache how many tokens the cache holds, and may ask this one, so the layer still stores
-    one number per token.
+    transformers asks a layer of the KV cache how many tokens the cache holds, and may ask this one, so the layer still
+    stores one number per token.
     """
 
     def __init__(self, parts: LayerParts) -> None:

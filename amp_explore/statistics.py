@@ -1,7 +1,8 @@
 """One pass over the calibration windows: everything the criteria need to know about activations, as sums.
 
-Activations are reduced where they arise and never kept, so memory does not grow with the calibration text: a hook on each output
-projection sees its input x (B, T, heads * head_dim) and one on each down projection its input a (B, T, neurons).
+Activations are reduced where they arise and never kept, so memory does not grow with the calibration text: a hook on
+each output projection sees its input x (B, T, heads * head_dim) and one on each down projection its input a (B, T,
+neurons).
 
 Averages are taken as AMP does (arXiv 2504.21174): over the tokens of each prompt first, then over the prompts.
 """
@@ -50,7 +51,9 @@ def collect(loaded: LoadedModel, windows: TokenWindows, *, progress: Progress = 
             sums.model.model(ids.to(loaded.device), attention_mask=sums.mask_for_model(), use_cache=False)
             done += len(ids)
     progress(done, done, "scoring")
-    return ActivationStatistics(*(tuple((s / done).float().cpu() for s in total) for total in (sums.heads, sums.neurons)))
+    return ActivationStatistics(
+        *(tuple((s / done).float().cpu() for s in total) for total in (sums.heads, sums.neurons))
+    )
 
 
 class _Sums:
@@ -83,7 +86,9 @@ class _Sums:
                 columns = x[:, head * parts.head_dim : (head + 1) * parts.head_dim]
                 for start in range(0, len(x), chunk):
                     written = columns[start : start + chunk] @ weight  # (chunk, hidden)
-                    norms[head, start : start + chunk] = torch.linalg.vector_norm(written, 1, dim=-1, dtype=torch.float32)
+                    norms[head, start : start + chunk] = torch.linalg.vector_norm(
+                        written, 1, dim=-1, dtype=torch.float32
+                    )
             self.heads[number] += self._sum_of_prompt_means(norms.T.unflatten(0, self.attended.shape))
 
         return add

@@ -1,8 +1,9 @@
 """What was computed once is kept: statistics as safetensors, measurements and plans in SQLite.
 
-A cached answer stands under a key that names everything it depends on. Statistics lie in a file named by its own SHA-256, and a small
-JSON file named by the key points to it; both are written aside and renamed, so a killed writer leaves nothing half-made and two
-processes may share the folder. A damaged file is never trusted: it is reported and computed again.
+A cached answer stands under a key that names everything it depends on. Statistics lie in a file named by its own
+SHA-256, and a small JSON file named by the key points to it; both are written aside and renamed, so a killed writer
+leaves nothing half-made and two processes may share the folder. A damaged file is never trusted: it is reported and
+computed again.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurements (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL, plan TEXT NOT NULL,
     setup TEXT NOT NULL, result TEXT NOT NULL, created REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS measurements_of_plan ON measurements (model, plan, kind);
-CREATE TABLE IF NOT EXISTS plans (digest TEXT PRIMARY KEY, model TEXT NOT NULL, document TEXT NOT NULL, created REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS measurements_of_plan ON measurements (model, plan, kind); CREATE TABLE IF NOT EXISTS plans
+(digest TEXT PRIMARY KEY, model TEXT NOT NULL, document TEXT NOT NULL, created REAL NOT NULL);
 """
 
 
@@ -117,17 +118,26 @@ class Store:
         with self._connection() as database:
             database.execute(
                 "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (_measurement_key(kind, model, plan, setup), kind, model, plan, _canonical(setup), json.dumps(result), time.time()),
+                (
+                    _measurement_key(kind, model, plan, setup),
+                    kind,
+                    model,
+                    plan,
+                    _canonical(setup),
+                    json.dumps(result),
+                    time.time(),
+                ),
             )
 
     def measurements(self, kind: str, model: str, plan: str) -> list[dict[str, Any]]:
         """All kept results of a plan, newest first: `setup`, `result`, `created` (seconds since 1970)."""
         with self._connection() as database:
-            query = (
-                "SELECT setup, result, created FROM measurements WHERE kind = ? AND model = ? AND plan = ? ORDER BY created DESC"
-            )
+            query = "SELECT setup, result, created FROM measurements WHERE kind = ? AND model = ? AND plan = ? ORDER BY created DESC"
             rows = database.execute(query, (kind, model, plan)).fetchall()
-        return [{"setup": json.loads(setup), "result": json.loads(result), "created": created} for setup, result, created in rows]
+        return [
+            {"setup": json.loads(setup), "result": json.loads(result), "created": created}
+            for setup, result, created in rows
+        ]
 
     # Plans
 

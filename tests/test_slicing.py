@@ -1,4 +1,7 @@
-"""The identities that everything else rests on, for every family: sliced equals masked, cached equals full, empty equals dense."""
+"""The identities that everything else rests on, for every family:
+
+sliced equals masked, cached equals full, empty equals dense.
+"""
 
 import pytest
 import torch

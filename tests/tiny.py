@@ -44,7 +44,8 @@ FAMILIES = tuple(SPECS)
 
 @lru_cache
 def tiny(name: str, dtype: str = "float32") -> LoadedModel:
-    """A tiny random model, with weights large enough that every unit matters and with biases and norms that are not trivial."""
+    """A tiny random model, with weights large enough that every unit matters and with biases and norms that are not
+    trivial."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(name.split("-")[0], **_COMMON | SPECS[name])
     model = AutoModelForCausalLM.from_config(config)

@@ -5,7 +5,8 @@ Scoring, slicing and counting are written once, against the few names below. A d
     attention: q, k, v projections (out = heads * head_dim), o projection (in = heads * head_dim)
     MLP:       one or two up projections (out = neurons), a down projection (in = neurons)
 
-all of them `torch.nn.Linear`, weights (out, in). Architectures that are not listed are refused by name, never sliced by guess.
+all of them `torch.nn.Linear`, weights (out, in). Architectures that are not listed are refused by name, never sliced by
+guess.
 """
 
 from __future__ import annotations
@@ -106,9 +107,9 @@ def count(modules: tuple[nn.Module, ...]) -> int:
 class LayerShape:
     """Units of one decoder layer and what each is worth.
 
-    `kv_of_head[h]` is the KV head that query head `h` reads. The `*_parameters` are counts that leave the model with one head
-    (q rows, o columns), one KV head (k and v rows), one neuron (up rows, down column), and, once no head is left, with the
-    per-head norms.
+    `kv_of_head[h]` is the KV head that query head `h` reads. The `*_parameters` are counts that leave the model with
+    one head (q rows, o columns), one KV head (k and v rows), one neuron (up rows, down column), and, once no head is
+    left, with the per-head norms.
     """
 
     hidden: int
@@ -135,12 +136,17 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a plan must fit: the model's fingerprint and the units of each layer, with the totals that ratios refer to."""
+    """What a plan must fit:
+
+    the model's fingerprint and the units of each layer, with the totals that ratios refer to.
+    """
 
     fingerprint: str
     layers: tuple[LayerShape, ...]
     parameters: int  # all parameters, tied ones once
-    matmul_parameters: int  # weights that every token is multiplied with: all Linear layers, the vocabulary projection too
+    matmul_parameters: (
+        int  # weights that every token is multiplied with: all Linear layers, the vocabulary projection too
+    )
     bytes_per_parameter: int
 
     @property

@@ -1,8 +1,8 @@
 """From a source to a loaded model: `demo`, a hub id, a local folder or a `.gguf` file.
 
 Every source ends as a folder with `config.json` and safetensors weights, so that there is one way to load, one way to
-fingerprint and one list of refusals. Code from a checkpoint is never run: `trust_remote_code` stays off and pickled weights
-are refused.
+fingerprint and one list of refusals. Code from a checkpoint is never run: `trust_remote_code` stays off and pickled
+weights are refused.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def from_model(
     if fingerprint is None:
         digest = hashlib.sha256()
         for name, tensor in model.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
         fingerprint = digest.hexdigest()[:16]
     model.eval().requires_grad_(False)
     return LoadedModel(source, model, tokenizer, family, shape_of(model, fingerprint))
@@ -119,13 +121,19 @@ class ModelPool:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.Lock()
+        self._loading = threading.Lock()
         self._models: OrderedDict[tuple[str, str, str], LoadedModel] = OrderedDict()
 
-    def get(self, source: str, *, device: str = "auto", dtype: Dtype = "auto", progress: Progress = no_progress) -> LoadedModel:
+    def peek(self, source: str, *, device: str = "auto", dtype: Dtype = "auto") -> LoadedModel | None:
+        """The model if it is in memory; never waits."""
+        return self._models.get((source, device, dtype))
+
+    def get(
+        self, source: str, *, device: str = "auto", dtype: Dtype = "auto", progress: Progress = no_progress
+    ) -> LoadedModel:
         """The model, loaded at most once; arguments and errors as for `load`. One model loads at a time."""
         key = (source, device, dtype)
-        with self._lock:
+        with self._loading:
             if key in self._models:
                 self._models.move_to_end(key)
             else:
@@ -182,7 +190,7 @@ def _folder(source: str, progress: Progress) -> Path:
 
 def _download(hub_id: str, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     progress(0, 1, f"downloading {hub_id}")
     try:

@@ -1,4 +1,4 @@
-// What the canvas components share. Python puts this file in front of a component's own, so nothing is exported here.
+// What the canvas components share. Python puts this file in front of a component's own: nothing is exported.
 
 const VIRIDIS = [
   '#440154', '#472d7b', '#3b528b', '#2c728e', '#21918c', '#28ae80', '#5ec962', '#addc30', '#fde725',
@@ -13,6 +13,9 @@ const COLOURS = Array.from({ length: 256 }, (_, value) => {
 });
 const SCALE = `linear-gradient(90deg, ${VIRIDIS.map((rgb) => `rgb(${rgb})`)})`;
 
+const RED = '#e5484d'; // what goes; readable on both themes and on every colour of the scale
+const GREY = '#8a8f98';
+
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 const thousands = new Intl.NumberFormat('en-US');
 
@@ -23,6 +26,18 @@ function unpack(base64, ArrayType) {
 // The smallest round number of rows or columns that are `needed` pixels apart.
 function labelStep(pixels, needed) {
   return [1, 2, 4, 5, 8, 10, 16, 20].find((step) => step * pixels >= needed) ?? 32;
+}
+
+// Sharp on every screen: the canvas gets one pixel for each pixel of the device.
+function sharpen(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const context = canvas.getContext('2d');
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  return context;
 }
 
 function drawPadlock(context, x, y, size, closed) {
@@ -43,8 +58,8 @@ function drawPadlock(context, x, y, size, closed) {
   context.fill();
 }
 
-// Streamlit keeps one value per component and merges reruns that come quickly, so a value that is only the last
-// gesture loses some. This log resends every gesture until Python says that it has seen it.
+// Streamlit keeps one value per component and merges reruns that come quickly, so a value that is only the
+// last gesture loses some. This log resends every gesture until Python says that it has seen it.
 class GestureLog {
   constructor() {
     this.id = null;
@@ -66,14 +81,14 @@ class GestureLog {
   }
 }
 
-// A canvas with one row per layer: the layer's number at the left (opens it), a body that a subclass draws and edits,
-// a padlock at the right. Subclasses give: measure, paint, describe, bodyCursor, startDrag, moveDrag, dragGesture, key.
+// A canvas with one row per layer: the layer's number at the left (opens it), a body that a subclass draws
+// and edits, a padlock at the right. Subclasses give: read (the data), hints, measure, paint, describe,
+// bodyCursor, tipX, startDrag, moveDrag, dragGesture (null: nothing to tell), key (false: not mine).
 class LayerView {
   constructor(root) {
     this.root = root;
     this.canvas = root.querySelector('canvas');
     this.tip = root.querySelector('.tip');
-    this.context = this.canvas.getContext('2d');
     this.log = new GestureLog();
     this.layer = 0; // the row that the keyboard is on
     this.drag = null;
@@ -105,6 +120,8 @@ class LayerView {
     this.layer = clamp(this.layer, 0, this.layers - 1);
     this.locked = new Set(data.locked);
     this.canvas.setAttribute('aria-label', data.label);
+    this.root.querySelector('.hint').textContent =
+      [...this.hints(data), ...(data.opens ? ['click a layer number to open it'] : [])].join(' · ');
     this.log.acknowledge(data.log);
     this.read(data);
     this.log.pending.forEach((gesture) => this.apply(gesture));
@@ -142,8 +159,8 @@ class LayerView {
     const row = Math.floor((y - this.top) / this.rowHeight);
     let zone = null;
     if (row >= 0 && row < this.layers) {
-      if (x < this.left - 4) zone = 'number';
-      else if (x >= this.left && x < this.left + this.bodyWidth) zone = 'body';
+      if (x < this.left - 6) zone = 'number';
+      else if (x < this.left + this.bodyWidth + 6) zone = 'body';
       else if (x >= this.lockX) zone = 'lock';
     }
     return { zone, layer: clamp(row, 0, this.layers - 1), x: clamp(x - this.left, 0, this.bodyWidth) };
@@ -184,7 +201,7 @@ class LayerView {
   cancel() {
     this.drag = null;
     this.pressed = null;
-    if (this.data) this.draw();
+    this.draw();
   }
 
   leave() {
@@ -234,23 +251,22 @@ class LayerView {
     this.tip.style.transform = `translate(${left}px, ${fits ? below : row - offsetHeight - 4}px)`;
   }
 
-  // Sharp on every screen: the canvas has one pixel for each pixel of the device.
   resize() {
     const available = this.root.clientWidth;
-    if (!this.data || available === 0) return;
-    const ratio = window.devicePixelRatio || 1;
-    this.snap = (value) => Math.round(value * ratio) / ratio;
+    if (!this.data || available === 0) return; // not laid out yet
+    this.pixel = 1 / (window.devicePixelRatio || 1);
     this.measure(available);
-    this.canvas.width = Math.round(this.width * ratio);
-    this.canvas.height = Math.round(this.height * ratio);
-    this.canvas.style.width = `${this.width}px`;
-    this.canvas.style.height = `${this.height}px`;
-    this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.context = sharpen(this.canvas, this.width, this.height);
     this.draw();
   }
 
+  // The nearest edge between two pixels of the device.
+  snap(value) {
+    return Math.round(value / this.pixel) * this.pixel;
+  }
+
   draw() {
-    if (!this.data || !this.snap) return;
+    if (!this.context) return;
     const css = getComputedStyle(this.root);
     const read = (name) => css.getPropertyValue(`--st-${name}`).trim();
     this.theme = {
@@ -258,7 +274,6 @@ class LayerView {
       background: read('background-color'),
       border: read('border-color'),
       primary: read('primary-color'),
-      red: read('red-color') || '#d03b3b',
       font: `11px ${read('font') || 'sans-serif'}`,
     };
     this.context.clearRect(0, 0, this.width, this.height);
@@ -272,21 +287,36 @@ class LayerView {
 
   paintMargins() {
     const { context, theme, hover } = this;
-    const step = labelStep(this.rowHeight, 12);
     context.font = theme.font;
     context.textAlign = 'right';
     context.textBaseline = 'middle';
     for (let layer = 0; layer < this.layers; layer += 1) {
       const middle = this.rowTop(layer) + this.rowHeight / 2;
-      const active = hover?.layer === layer && hover.zone !== null;
-      context.fillStyle = active && hover.zone === 'number' && this.data.opens ? theme.primary : theme.text;
+      const active = layer === this.currentLayer;
+      context.fillStyle = active && hover?.zone === 'number' && this.data.opens ? theme.primary : theme.text;
       context.globalAlpha = active ? 1 : 0.7;
-      // On low rows a number gives way to the one under the pointer.
-      const near = hover?.zone && Math.abs(hover.layer - layer) * this.rowHeight < 12;
-      if (active || (layer % step === 0 && !near)) context.fillText(layer, this.left - 8, middle);
+      if (this.isLabelled(layer)) context.fillText(this.rowName(layer), this.left - 10, middle);
       this.paintPadlock(layer, middle, active);
     }
     context.globalAlpha = 1;
+  }
+
+  rowName(layer) {
+    return layer;
+  }
+
+  // The row that the pointer is on, or else the keyboard; null if neither.
+  get currentLayer() {
+    if (this.hover?.zone) return this.hover.layer;
+    return this.focused ? this.layer : null;
+  }
+
+  // Low rows have no room for a label each: every so many has one, and the current row before all others.
+  isLabelled(layer) {
+    const current = this.currentLayer;
+    if (layer === current) return true;
+    if (current !== null && Math.abs(current - layer) * this.rowHeight < 12) return false;
+    return layer % labelStep(this.rowHeight, 12) === 0;
   }
 
   paintPadlock(layer, middle, active) {
@@ -299,7 +329,7 @@ class LayerView {
   }
 }
 
-// Streamlit calls a component again on every rerun, on the same elements: the view is made once and kept there.
+// Streamlit calls a component on every rerun, on the same elements: the view is made once and kept there.
 function mount(View, { data, parentElement, setStateValue }) {
   const root = parentElement.querySelector('.view');
   root.view ??= new View(root);

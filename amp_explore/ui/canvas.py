@@ -1,9 +1,9 @@
 """What the canvas components share: their files, packed arrays, and gestures that are never lost.
 
-Streamlit keeps one value per component and merges reruns that come quickly, so a value that is only the last gesture
-loses some (7 of 10 fast clicks arrived). Here the browser numbers its gestures and sends all of them until Python has
-acknowledged them; each one says what is wanted ("removed"), not "toggle". What comes from the browser is checked before
-anything is called with it, and nonsense is dropped in silence.
+Streamlit keeps one value per component and merges reruns that come quickly, so a value that is only the last
+gesture loses some (7 of 10 fast clicks arrived). Here the browser numbers its gestures and sends all of them
+until Python has acknowledged them; each one says what is wanted ("removed"), not "toggle". What comes from
+the browser is checked before anything is called with it, and nonsense is dropped in silence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Handler = Callable[[Mapping[str, Any]], None]
 def register(name: str, html: str) -> Callable[..., Any]:
     """The component ``name``: ``canvas.js`` and ``<name>.js`` as one script, around ``html``."""
     script = "\n".join((FOLDER / file).read_text("utf-8") for file in ("canvas.js", f"{name}.js"))
-    return st.components.v2.component(name, html=html, css=(FOLDER / "canvas.css").read_text("utf-8"), js=script)
+    style = (FOLDER / "canvas.css").read_text("utf-8")
+    return st.components.v2.component(name, html=html, css=style, js=script)
 
 
 def pack(array: np.ndarray, dtype: str) -> str:
@@ -35,7 +36,7 @@ def pack(array: np.ndarray, dtype: str) -> str:
 
 
 def gesture_log(key: str) -> dict[str, Any]:
-    """``{"id", "seen"}``: this session's log of the component ``key``, and the last gesture that was handled."""
+    """``{"id", "seen"}``: this session's log of the component ``key``, and the last gesture handled."""
     return st.session_state.setdefault(f"_{key}_gestures", {"id": secrets.token_hex(4), "seen": 0})
 
 

@@ -6,13 +6,12 @@ const boxOf = (from, to) => [
   Math.min(from.layer, to.layer), Math.min(from.unit, to.unit),
   Math.max(from.layer, to.layer), Math.max(from.unit, to.unit),
 ];
-const inBox = ([layer0, unit0, layer1, unit1], layer, unit) =>
-  layer >= layer0 && layer <= layer1 && unit >= unit0 && unit <= unit1;
 
 function formatScore(score) {
   if (!Number.isFinite(score)) return String(score);
   const size = Math.abs(score);
-  return size !== 0 && (size < 1e-3 || size >= 1e5) ? score.toExponential(2) : String(Number(score.toPrecision(3)));
+  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return score.toExponential(2);
+  return String(Number(score.toPrecision(3)));
 }
 
 class HeatGrid extends LayerView {
@@ -30,19 +29,26 @@ class HeatGrid extends LayerView {
     this.exists = unpack(data.exists, Uint8Array);
     this.removed = unpack(data.removed, Uint8Array);
     this.kv = data.kv_groups && unpack(data.kv_groups, Int16Array);
+    // With one query head to a KV head a group is a cell, and needs no mark of its own.
+    const sharesWithLeft = (_, i) => i % this.columns > 0 && this.sharesKv(i - 1, i);
+    this.grouped = this.kv !== null && this.kv.some(sharesWithLeft);
     this.unit = clamp(this.unit, 0, this.columns - 1);
-    if (this.anchor && (this.anchor.layer >= data.layers || this.anchor.unit >= data.width)) this.anchor = null;
+    const fits = (cell) => cell !== null && cell.layer < data.layers && cell.unit < data.width;
+    if (!fits(this.anchor)) this.anchor = null;
+    if (!fits(this.selection)) this.selection = null;
     this.canvas.classList.toggle('editable', data.editable);
     this.root.querySelector('.low').textContent = data.lo_text;
     this.root.querySelector('.high').textContent = data.hi_text;
     this.root.querySelector('.freed').hidden = !this.grouped;
-    this.root.querySelector('.hint').hidden = !data.editable;
     this.paintLegend();
   }
 
-  // With one query head to a KV head a group is a cell, and needs no mark of its own.
-  get grouped() {
-    return this.kv !== null && this.kv.some((head, i) => head >= 0 && i % this.columns > 0 && head === this.kv[i - 1]);
+  hints(data) {
+    return data.editable ? ['click or drag to remove and restore', 'shift+click extends'] : [];
+  }
+
+  sharesKv(i, j) {
+    return this.exists[i] === 1 && this.exists[j] === 1 && this.kv[i] >= 0 && this.kv[i] === this.kv[j];
   }
 
   apply(gesture) {
@@ -129,7 +135,7 @@ class HeatGrid extends LayerView {
     else if (key === 'Escape' && this.selection) this.selection = null;
     else return false;
     this.draw();
-    this.showTip(this.describe(), this.tipX({ layer: this.layer, x: this.unit * this.cellWidth }), this.layer);
+    this.showTip(this.describe(), this.tipX({ layer, x: this.unit * this.cellWidth }), this.layer);
     return true;
   }
 
@@ -152,6 +158,11 @@ class HeatGrid extends LayerView {
 
   // ---- words
 
+  // Rows are layers, or else stretches of one layer, named by the first unit.
+  rowName(layer) {
+    return this.data.only_layer === null ? layer : layer * this.columns;
+  }
+
   describe(place) {
     if (this.drag) return this.describeBox(boxOf(this.drag.from, this.drag.to), this.drag.removed);
     const { layer, unit } = place ? this.cellAt(place) : this;
@@ -159,9 +170,11 @@ class HeatGrid extends LayerView {
       return this.describeBox(boxOf(this.selection, this), !this.isRemoved(this.selection));
     }
     const i = layer * this.columns + unit;
-    const name = this.data.unit;
-    if (!this.exists[i]) return `layer ${layer} · no ${name} ${unit}`;
-    const words = [`layer ${layer}`, `${name} ${unit}`];
+    const only = this.data.only_layer;
+    const row = `layer ${only ?? layer}`;
+    const name = `${this.data.unit} ${only === null ? unit : i}`;
+    if (!this.exists[i]) return `${row} · no ${name}`;
+    const words = [row, name];
     if (this.kv && this.kv[i] >= 0) words.push(`KV ${this.kv[i]}`);
     words.push(formatScore(this.scores[i]));
     if (this.removed[i]) words.push('removed');
@@ -171,8 +184,9 @@ class HeatGrid extends LayerView {
   }
 
   describeBox(box, removed) {
-    const count = this.editable(box).length;
-    if (count === 0) return box[0] === box[2] ? `layer ${box[0]} is locked` : 'these layers are locked';
+    const cells = this.editable(box);
+    if (cells.length === 0) return `nothing to ${removed ? 'remove' : 'restore'} here`;
+    const count = cells.filter((i) => (this.removed[i] === 1) !== removed).length;
     return `${removed ? 'remove' : 'restore'} ${count} ${this.data.unit}${count === 1 ? '' : 's'}`;
   }
 
@@ -181,14 +195,13 @@ class HeatGrid extends LayerView {
   measure(available) {
     this.left = 44;
     this.top = 20;
-    const ratio = window.devicePixelRatio || 1;
-    const fitting = Math.min(MAX_CELL_WIDTH, (available - this.left - 28) / this.columns);
+    const fitting = Math.min(MAX_CELL_WIDTH, (available - this.left - 32) / this.columns);
     // Whole device pixels, so that all cells are equally wide; narrow ones may differ to use the room.
-    this.cellWidth = fitting > 12 ? Math.floor(fitting * ratio) / ratio : fitting;
-    this.rowHeight = Math.round(clamp(640 / this.layers, 9, 22));
+    this.cellWidth = fitting > 12 ? Math.floor(fitting / this.pixel) * this.pixel : fitting;
+    this.rowHeight = Math.round(clamp(600 / this.layers, 9, 20));
     this.bodyWidth = this.columns * this.cellWidth;
-    this.lockX = this.left + this.bodyWidth + 4;
-    this.width = Math.ceil(this.lockX + 24);
+    this.lockX = this.left + this.bodyWidth + 6;
+    this.width = Math.ceil(this.lockX + 26);
     this.height = this.top + this.layers * this.rowHeight + 2;
   }
 
@@ -205,16 +218,18 @@ class HeatGrid extends LayerView {
 
   paintColumnNumbers() {
     const { context, theme, left } = this;
-    const step = labelStep(this.cellWidth, 22);
+    const step = labelStep(this.cellWidth, 24);
     context.font = theme.font;
     context.fillStyle = theme.text;
     context.globalAlpha = 0.7;
     context.textBaseline = 'middle';
     context.textAlign = 'right';
-    context.fillText('layer', left - 8, 8);
+    const whole = this.data.only_layer === null;
+    context.fillText(whole ? 'layer' : this.data.unit, left - 10, 8);
     context.textAlign = 'center';
     for (let unit = 0; unit < this.columns; unit += step) {
-      const name = unit === 0 && this.cellWidth > 48 ? `${this.data.unit} 0` : unit;
+      const first = unit === 0 && this.cellWidth > 48 ? `${this.data.unit} 0` : unit;
+      const name = whole ? first : `+${unit}`;
       context.fillText(name, left + (unit + 0.5) * this.cellWidth, 8);
     }
     context.globalAlpha = 1;
@@ -237,7 +252,7 @@ class HeatGrid extends LayerView {
   joined(layer, unit) {
     if (!this.grouped || unit < 0 || unit + 1 >= this.columns) return false;
     const i = layer * this.columns + unit;
-    return this.exists[i] === 1 && this.exists[i + 1] === 1 && this.kv[i] >= 0 && this.kv[i] === this.kv[i + 1];
+    return this.sharesKv(i, i + 1);
   }
 
   // The KV heads of a layer that have lost all their query heads, and go with them.
@@ -251,17 +266,18 @@ class HeatGrid extends LayerView {
     return freed;
   }
 
-  // Cells of one KV group nearly touch; between groups there is a gap.
+  // Between the cells of one KV group there is a hairline at most; between groups there is a gap.
   cellEdges(layer, unit) {
-    const gap = this.grouped ? Math.min(2.5, this.cellWidth * 0.16) : 0.5;
+    const gap = this.grouped ? clamp(this.cellWidth * 0.1, 1, 2.5) : 0.5;
+    const hairline = this.cellWidth > 12 ? this.pixel : 0;
     const x = this.left + unit * this.cellWidth;
-    const left = this.snap(x + (this.joined(layer, unit - 1) ? 0.25 : gap));
-    const right = this.snap(x + this.cellWidth - (this.joined(layer, unit) ? 0.25 : gap));
+    const left = this.joined(layer, unit - 1) ? this.snap(x) + hairline : this.snap(x + gap);
+    const right = this.snap(x + this.cellWidth - (this.joined(layer, unit) ? 0 : gap));
     return [left, right];
   }
 
   paintCell(layer, unit, removed, freed) {
-    const { context, theme, rowHeight } = this;
+    const { context, rowHeight } = this;
     const [left, right] = this.cellEdges(layer, unit);
     const y = this.rowTop(layer);
     context.globalAlpha = removed ? 0.22 : 1;
@@ -269,13 +285,14 @@ class HeatGrid extends LayerView {
     context.fillRect(left, y, right - left, rowHeight - 1);
     context.globalAlpha = 1;
     if (!removed || freed) return;
-    drawCross(context, (left + right) / 2, y + (rowHeight - 1) / 2, Math.min(right - left, rowHeight) * 0.26, theme.red);
+    const arm = Math.min(right - left, rowHeight) * 0.26;
+    drawCross(context, (left + right) / 2, y + (rowHeight - 1) / 2, arm);
   }
 
   paintFreed(layer, first, last) {
     const left = this.cellEdges(layer, first)[0];
     const right = this.cellEdges(layer, last)[1];
-    drawHatched(this.context, left, this.rowTop(layer), right - left, this.rowHeight - 1, this.theme.red);
+    drawHatched(this.context, left, this.rowTop(layer), right - left, this.rowHeight - 1);
   }
 
   outline([layer0, unit0, layer1, unit1], colour) {
@@ -287,25 +304,20 @@ class HeatGrid extends LayerView {
   }
 
   paintLegend() {
-    const red = getComputedStyle(this.root).getPropertyValue('--st-red-color').trim() || '#d03b3b';
     for (const canvas of this.root.querySelectorAll('.legend canvas')) {
-      const ratio = window.devicePixelRatio || 1;
-      canvas.width = 20 * ratio;
-      canvas.height = 13 * ratio;
-      const context = canvas.getContext('2d');
-      context.scale(ratio, ratio);
+      const context = sharpen(canvas, 20, 13);
       context.globalAlpha = 0.3;
       context.fillStyle = COLOURS[128];
       context.fillRect(0, 0, 20, 13);
       context.globalAlpha = 1;
-      if (canvas.className === 'cross') drawCross(context, 10, 6.5, 3.4, red);
-      else drawHatched(context, 0, 0, 20, 13, red);
+      if (canvas.className === 'cross') drawCross(context, 10, 6.5, 3.4);
+      else drawHatched(context, 0, 0, 20, 13);
     }
   }
 }
 
-function drawCross(context, x, y, arm, colour) {
-  context.strokeStyle = colour;
+function drawCross(context, x, y, arm) {
+  context.strokeStyle = RED;
   context.lineWidth = arm > 3 ? 1.75 : 1.25;
   context.beginPath();
   context.moveTo(x - arm, y - arm);
@@ -315,12 +327,12 @@ function drawCross(context, x, y, arm, colour) {
   context.stroke();
 }
 
-function drawHatched(context, x, y, width, height, colour) {
+function drawHatched(context, x, y, width, height) {
   context.save();
   context.beginPath();
   context.rect(x, y, width, height);
   context.clip();
-  context.strokeStyle = colour;
+  context.strokeStyle = RED;
   context.lineWidth = 1;
   context.globalAlpha = 0.6;
   context.beginPath();
@@ -330,7 +342,7 @@ function drawHatched(context, x, y, width, height, colour) {
   }
   context.stroke();
   context.restore();
-  context.strokeStyle = colour;
+  context.strokeStyle = RED;
   context.lineWidth = 1.5;
   context.strokeRect(x + 0.75, y + 0.75, width - 1.5, height - 1.5);
 }

@@ -1,9 +1,9 @@
 """A heatmap with one cell per head (or neuron) that is edited with the pointer and the keyboard.
 
-Click toggles a cell, drag paints a box, shift+click extends the last edit, arrows move, Shift+arrows select, Space or
-Enter applies, Escape cancels. Edits show at once, before Python has answered; see `amp_explore.ui.canvas` for how they
-arrive. Cells that share a KV head stand together, and a group that is gone as a whole is hatched: only then is the
-memory of its keys and values freed.
+Click toggles a cell, drag paints a box, shift+click extends the last edit, arrows move, Shift+arrows select,
+Space or Enter applies, Escape cancels. Edits show at once, before Python has answered; see
+`amp_explore.ui.canvas` for how they arrive. Cells that share a KV head stand together, and a group that is
+gone as a whole is hatched: only then is the memory of its keys and values freed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ Box = tuple[int, int, int, int]
 _HTML = """
 <div class="view">
   <div class="stage">
-    <canvas tabindex="0" role="application" aria-roledescription="editable heatmap"></canvas>
+    <canvas tabindex="0" role="application" aria-roledescription="heatmap"
+      aria-description="Arrows move, with Shift select. Space removes or restores. O opens, L locks.">
+    </canvas>
     <div class="tip" role="status" aria-live="polite"></div>
   </div>
   <div class="legend">
@@ -29,7 +31,7 @@ _HTML = """
       <span class="high"></span></span>
     <span><canvas class="cross"></canvas>removed</span>
     <span class="freed"><canvas class="hatch"></canvas>whole KV group removed: its KV head goes too</span>
-    <span class="hint">click or drag to remove and restore · shift+click extends</span>
+    <span class="hint"></span>
   </div>
 </div>
 """
@@ -49,20 +51,27 @@ def heatgrid(
     kv_groups: np.ndarray | None = None,
     locked: Collection[int] = (),
     unit: str = "head",
+    only_layer: int | None = None,
     editable: bool = True,
     lo_text: str = "low",
     hi_text: str = "high",
 ) -> None:
     """Draw ``scores`` and report what a person does to them.
 
-    ``scores`` (layers, width) float is what the tip shows; NaN: this layer has no such unit, nothing is drawn.
-    ``shade`` (layers, width) from 0 to 1 is where a cell's colour lies on the scale, whose ends are named ``lo_text``
-    and ``hi_text``. ``removed`` (layers, width) bool. ``kv_groups`` (layers, width) int is the KV head of a cell, -1
-    for none. ``label`` tells what is shown to those who cannot see it.
+    ``scores`` (layers, width) float is what the tip shows; NaN: the layer has no such unit, nothing is drawn.
+    ``shade`` (layers, width) from 0 to 1 is where a cell's colour lies on the scale, whose ends are named
+    ``lo_text`` and ``hi_text``. ``removed`` (layers, width) bool. ``kv_groups`` (layers, width) int is the KV
+    head of a cell, -1 for none. ``label`` tells what is shown to those who cannot see it.
 
-    ``on_edit(box, removed)`` is called once per gesture, in order. The box may cover layers in ``locked`` and cells that
-    do not exist: they were not drawn as edited, and whoever applies the edit leaves them out. ``on_open(layer)``: the
-    layer's number was clicked, or O pressed. ``on_lock(layer)``: its padlock was clicked, or L pressed.
+    ``on_edit(box, removed)`` is called once per gesture, in order. The box may cover layers in ``locked`` and
+    cells that do not exist: they were not drawn as edited, and whoever applies the edit leaves them out.
+    ``on_open(layer)``: the layer's number was clicked, or O pressed. ``on_lock(layer)``: its padlock was
+    clicked, or L pressed; without ``editable`` neither does anything.
+
+    With ``only_layer`` the grid shows the units of that one layer, wrapped into rows of equal width: tips and
+    labels say so, "layer" above then means a row, and there is nothing to open or lock.
+
+    Raises ValueError where the arrays differ in shape.
     """
     layers, width = scores.shape
     for name, array in (("removed", removed), ("shade", shade), ("kv_groups", kv_groups)):
@@ -75,10 +84,11 @@ def heatgrid(
             on_edit(box, wanted)
 
     can_edit = editable and on_edit is not None
-    can_lock = editable and on_lock is not None
+    can_open = on_open is not None and only_layer is None
+    can_lock = editable and on_lock is not None and only_layer is None
     handlers = {
         "edit": edit if can_edit else None,
-        "open": layer_handler(on_open, layers),
+        "open": layer_handler(on_open, layers) if can_open else None,
         "lock": layer_handler(on_lock, layers) if can_lock else None,
     }
     exists = ~np.isnan(scores)
@@ -90,14 +100,15 @@ def heatgrid(
             "layers": layers,
             "width": width,
             "unit": unit,
+            "only_layer": only_layer,
             "scores": pack(scores, "<f4"),
-            "shade": pack(np.clip(np.where(exists, shade, 0), 0, 1) * 255 + 0.5, "u1"),
+            "shade": pack(np.clip(np.nan_to_num(shade), 0, 1) * 255 + 0.5, "u1"),
             "exists": pack(exists, "u1"),
-            "removed": pack(removed & exists, "u1"),
+            "removed": pack(np.asarray(removed, bool) & exists, "u1"),
             "kv_groups": None if kv_groups is None else pack(kv_groups, "<i2"),
             "locked": sorted(int(layer) for layer in locked),
             "editable": can_edit,
-            "opens": on_open is not None,
+            "opens": can_open,
             "locks": can_lock,
             "lo_text": lo_text,
             "hi_text": hi_text,

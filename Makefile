@@ -1,0 +1,58 @@
+VENV := .venv
+BIN := $(VENV)/bin
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable chrome
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint setup-dev fetch chromium
+
+help:
+	@echo "make setup   install everything into $(VENV) (Python 3.11 or newer; PYTHON=... picks one)"
+	@echo "make run     set up, fetch the demo model, open the dashboard on http://127.0.0.1:8501"
+	@echo "make test    set up, fetch, run all tests; those in a browser need Chromium"
+	@echo "make lint    check style and formatting"
+
+setup: $(VENV)/.setup
+
+run: setup fetch
+	$(BIN)/python -m amp_explore run
+
+test: setup-dev fetch chromium
+	$(BIN)/python -m pytest
+
+lint: setup-dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+setup-dev: $(VENV)/.setup-dev
+
+fetch: | setup
+	$(BIN)/python -m amp_explore fetch
+
+# The stamps are newer than the requirements they were installed from.
+$(VENV)/.setup: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.setup-dev: requirements-dev.txt $(VENV)/.setup
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3.11 python3); do \
+	    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    echo "$$python -m venv $(VENV)"; \
+	    $$python -m venv $(VENV) && exit 0; \
+	    rm -rf $(VENV); \
+	    echo "$$python cannot make virtual environments: install its venv module (Debian: python3-venv)" >&2; \
+	    exit 1; \
+	done; \
+	echo "Python 3.11 or newer is needed and was not found: install it, or name it with PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+# Tests find Chromium by these names, or through the variable CHROMIUM, and say which of them did not run without it.
+chromium:
+	@for name in $$CHROMIUM $(BROWSERS); do ! command -v $$name >/dev/null || exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && grep -qx 'ID=debian' /etc/os-release 2>/dev/null; then \
+	    echo "installing Chromium for the tests in a browser"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium; \
+	fi || echo "Chromium could not be installed" >&2

@@ -1,0 +1,424 @@
+"""The command line: `python -m amp_explore fetch | score | plan | measure | run`.
+
+Results go to files and to standard output, progress and errors to standard error. The exit code is 0 only on success;
+an error is one line that says what to do next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from amp_explore.errors import AmpExploreError
+from amp_explore.progress import Cancelled
+
+if TYPE_CHECKING:  # the engine takes seconds to import, which --help and a wrong option need not wait for
+    from amp_explore.calibration import TokenWindows
+    from amp_explore.criteria import Scores
+    from amp_explore.models.loading import LoadedModel
+    from amp_explore.plan import PruningPlan
+    from amp_explore.workbench import Workbench
+
+ROOT = Path(__file__).resolve().parent.parent
+EVALUATION_WINDOWS = 64  # of the bundled text, unless asked otherwise
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        with _ProgressBar() as progress:
+            options.command(options, progress)
+    except AmpExploreError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Cancelled):
+        print("error: cancelled; nothing half-made was left", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m amp_explore", description="Explore structured pruning of language models.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    fetch = commands.add_parser("fetch", help="fetch the demo model and the offline data into cache/")
+    fetch.set_defaults(command=_fetch)
+
+    score = commands.add_parser("score", help="score every head and neuron")
+    _model_options(score, dtype="float32")
+    _score_options(score)
+    score.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="safetensors: heads and neurons, (layers, units)",
+    )
+    score.set_defaults(command=_score)
+
+    plan = commands.add_parser("plan", help="decide which heads and neurons go")
+    _model_options(plan, dtype="float32")
+    size = plan.add_argument_group("how much goes (one of)")
+    size.add_argument("--ratio", type=float, metavar="R", help="share of all the model's parameters")
+    size.add_argument(
+        "--layers-worth",
+        type=float,
+        metavar="K",
+        help="as many parameters as K whole layers (the AMP authors' unit)",
+    )
+    size.add_argument(
+        "--heads-ratio",
+        type=_ratios,
+        metavar="R",
+        help="share of heads; one number, or one per layer: 0.1,0.2,...",
+    )
+    size.add_argument("--neurons-ratio", type=_ratios, metavar="R", help="share of neurons, likewise")
+    plan.add_argument("--allocation", choices=["uniform"], default="uniform", help="how layers share the ratio")
+    plan.add_argument(
+        "--order", choices=["standard", "reversed", "random"], default="standard", help="which units go first"
+    )
+    plan.add_argument("--scores", type=Path, metavar="FILE", help="scores made by `score`, instead of scoring now")
+    _score_options(plan)
+    plan.add_argument("--out", type=Path, required=True, metavar="FILE", help="the plan, JSON")
+    plan.set_defaults(command=_plan)
+
+    measure = commands.add_parser("measure", help="measure the dense model, and a plan beside it")
+    _model_options(measure, dtype="auto")
+    measure.add_argument("--plan", type=Path, metavar="FILE", help="measure this plan beside the dense model")
+    measure.add_argument("--perplexity", action="store_true")
+    measure.add_argument(
+        "--data", choices=["wiki", "c4", "code", "wikitext2"], default="wiki", help="text for perplexity"
+    )
+    measure.add_argument("--text", type=Path, metavar="FILE", help="own text for perplexity")
+    measure.add_argument("--windows", type=int, metavar="N", help=f"default {EVALUATION_WINDOWS}; all of --text")
+    _window_options(measure)
+    measure.add_argument("--tasks", metavar="piqa,...", help="commonsense tasks, or `all` five of AMP's")
+    measure.add_argument("--limit", type=int, metavar="N", help="questions per task (default: all)")
+    measure.add_argument("--hub", action="store_true", help="take the tasks' official data from the hub")
+    measure.add_argument("--speed", action="store_true", help="tokens per second, prefill and decode")
+    measure.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    measure.set_defaults(command=_measure)
+
+    run = commands.add_parser("run", help="open the dashboard on 127.0.0.1")
+    run.add_argument("--port", type=int, default=8501)
+    run.add_argument("--no-browser", action="store_true", help="only serve")
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _model_options(parser: argparse.ArgumentParser, *, dtype: str) -> None:
+    parser.add_argument("--model", required=True, metavar="M", help="demo, a hub id, a folder or a .gguf file")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default=dtype)
+
+
+def _score_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--criterion", default="amp", help="amp (default) or amp-projection")
+    parser.add_argument(
+        "--calibration",
+        choices=["wiki", "c4", "code", "alpaca"],
+        default="wiki",
+        help="bundled text, or alpaca (hub)",
+    )
+    parser.add_argument("--text", type=Path, metavar="FILE", help="own calibration text")
+    parser.add_argument("--windows", type=int, default=64, metavar="N")
+    _window_options(parser)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="draws the calibration windows, and the units of --order random"
+    )
+
+
+def _window_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--window", type=int, default=512, metavar="T", help="tokens per window")
+    parser.add_argument(
+        "--bos", choices=["auto", "always", "never"], default="auto", help="a BOS in front of each window"
+    )
+
+
+def _ratios(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _fetch(options: argparse.Namespace, progress: _ProgressBar) -> None:
+    from amp_explore import assets
+    from amp_explore.models.loading import load
+
+    assets.fetch(progress=progress)
+    _quiet()
+    load("demo", dtype="float32", progress=progress)  # converts the GGUF, once
+    progress.clear()
+    print(f"the demo model and the offline data are in {assets.cache_root()}")
+
+
+def _score(options: argparse.Namespace, progress: _ProgressBar) -> None:
+    from amp_explore.store import write_atomically
+
+    bench, loaded = _open(options, progress)
+    scores, windows = _scores(bench, loaded, options, progress)
+    described = {"criterion": options.criterion, **loaded.describe(), **windows.describe()}
+    write_atomically(options.out, scores.to_safetensors(**{key: str(value) for key, value in described.items()}))
+    progress.clear()
+    print(f"{options.out}: {options.criterion} scores of {loaded.name} on {_on(windows.describe())}")
+
+
+def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
+    from amp_explore import allocation, costs
+    from amp_explore.criteria import Scores
+    from amp_explore.store import write_atomically
+
+    units = options.heads_ratio is not None or options.neurons_ratio is not None
+    if (options.ratio is not None) + (options.layers_worth is not None) + units != 1:
+        raise AmpExploreError(
+            "say how much goes by one of --ratio, --layers-worth, or --heads-ratio with --neurons-ratio"
+        )
+    bench, loaded = _open(options, progress)
+    made_by: dict[str, Any] = {"allocation": options.allocation, "order": options.order}
+    if options.order == "random":
+        scores, made_by["seed"] = None, options.seed
+    elif options.scores:
+        scores, made_by["scores"] = Scores.load(options.scores, loaded.shape), options.scores.name
+    else:
+        scores, windows = _scores(bench, loaded, options, progress)
+        made_by |= {
+            "criterion": options.criterion,
+            "dtype": loaded.dtype,
+            "seed": options.seed,
+            "calibration": windows.describe(),
+        }
+    ranking = allocation.rank(loaded.shape, scores, options.order, options.seed)
+    if units:
+        layers = len(loaded.shape.layers)
+        spread = [
+            ratios * layers if len(ratios) == 1 else ratios
+            for ratios in (options.heads_ratio or [0.0], options.neurons_ratio or [0.0])
+        ]
+        plan = allocation.allocate_by_layer(ranking, *spread)
+        made_by |= {"heads_ratio": options.heads_ratio, "neurons_ratio": options.neurons_ratio}
+    else:
+        ratio = (
+            options.ratio
+            if options.ratio is not None
+            else allocation.ratio_of_layers(loaded.shape, options.layers_worth)
+        )
+        plan = allocation.allocate(ranking, ratio)
+        made_by["ratio"] = ratio
+    write_atomically(options.out, plan.described(**made_by).to_json().encode())
+    progress.clear()
+    share = costs.removed_parameters(plan) / loaded.shape.parameters
+    heads, neurons = plan.removed_per_layer("heads").sum(), plan.removed_per_layer("neurons").sum()
+    print(f"{options.out}: {heads} heads and {neurons} neurons go, {share:.2%} of all parameters")
+
+
+def _measure(options: argparse.Namespace, progress: _ProgressBar) -> None:
+    from amp_explore import commonsense
+    from amp_explore.calibration import evaluation_windows
+    from amp_explore.costs import costs_of_model
+    from amp_explore.plan import PruningPlan
+    from amp_explore.store import write_atomically
+
+    tasks = [] if not options.tasks else list(commonsense.TASKS) if options.tasks == "all" else options.tasks.split(",")
+    if tasks:
+        commonsense.check(tasks, options.limit)
+    bench, loaded = _open(options, progress)
+    empty = PruningPlan.empty(loaded.shape)
+    plan = PruningPlan.load(options.plan, loaded.shape) if options.plan else None
+    sides = {"dense": empty} | ({"pruned": plan} if plan else {})
+    report: dict[str, Any] = {
+        "model": loaded.describe(),
+        "plan": _plan_summary(plan),
+        "dense": {},
+        "pruned": None,
+    }
+    for side, which in sides.items():
+        report[side] = costs_of_model(bench.sliced(loaded, which)).as_dict()
+    if options.perplexity:
+        count = options.windows or (None if options.text else EVALUATION_WINDOWS)
+        windows = evaluation_windows(
+            loaded.tokenizer,
+            options.data,
+            text=options.text,
+            window=options.window,
+            windows=count,
+            bos=options.bos,
+        )
+        for side, which in sides.items():
+            progress.side = side
+            report[side]["perplexity"] = bench.perplexity(loaded, which, windows, progress=progress)
+    if tasks:
+        data = "hub" if options.hub else "offline"
+        for side, which in sides.items():
+            progress.side = side
+            report[side]["tasks"] = bench.tasks(loaded, which, tasks, limit=options.limit, data=data, progress=progress)
+    if options.speed:
+        progress.side = ""
+        for side, result in bench.speed(loaded, plan or empty, progress=progress).items():
+            if side in sides:
+                report[side]["speed"] = result
+    progress.clear()
+    if options.json:
+        write_atomically(options.json, json.dumps(report, indent=1).encode())
+    print(_table(report))
+
+
+def _run(options: argparse.Namespace, progress: _ProgressBar) -> None:
+    from amp_explore.workbench import prepare_demo
+
+    _quiet()
+    prepare_demo(progress)
+    progress.clear()
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(options.port)]
+    command += ["--server.headless", "true" if options.no_browser or not _can_open_browser() else "false"]
+    print(f"AMP Explore is opening on http://127.0.0.1:{options.port} (Ctrl+C ends it)", flush=True)
+    if code := subprocess.call(command, cwd=ROOT):
+        raise AmpExploreError(
+            f"the dashboard ended with code {code}; see its message above (is port {options.port} taken?)"
+        )
+
+
+def _can_open_browser() -> bool:
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _open(options: argparse.Namespace, progress: _ProgressBar) -> tuple[Workbench, LoadedModel]:
+    from amp_explore.workbench import Workbench
+
+    _quiet()
+    bench = Workbench()
+    return bench, bench.pool.get(options.model, device=options.device, dtype=options.dtype, progress=progress)
+
+
+def _quiet() -> None:
+    """Keep the libraries' own progress bars and warnings off a terminal that has ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _scores(
+    bench: Workbench, loaded: LoadedModel, options: argparse.Namespace, progress: _ProgressBar
+) -> tuple[Scores, TokenWindows]:
+    from amp_explore.calibration import calibration_windows
+
+    windows = calibration_windows(
+        loaded.tokenizer,
+        options.calibration,
+        text=options.text,
+        window=options.window,
+        windows=options.windows,
+        bos=options.bos,
+        seed=options.seed,
+    )
+    return bench.scores(loaded, windows, options.criterion, progress=progress), windows
+
+
+def _plan_summary(plan: PruningPlan | None) -> dict[str, Any] | None:
+    if plan is None:
+        return None
+    from amp_explore.costs import removed_parameters
+
+    return {
+        "digest": plan.digest,
+        "removed_heads": int(plan.removed_per_layer("heads").sum()),
+        "removed_neurons": int(plan.removed_per_layer("neurons").sum()),
+        "ratio": removed_parameters(plan) / plan.shape.parameters,
+        "made_by": dict(plan.made_by),
+    }
+
+
+def _on(windows: dict[str, Any]) -> str:
+    return f"{windows['data']}, {windows['windows']} windows of {windows['window']} tokens"
+
+
+def _table(report: dict[str, Any]) -> str:
+    """The report for people: one row per figure, pruned beside dense."""
+    rows = [("", "dense", "pruned")]
+    dense, pruned = report["dense"], report["pruned"] or {}
+
+    def row(name: str, text) -> None:
+        rows.append((name, text(dense), text(pruned) if pruned else ""))
+
+    row("parameters", lambda side: f"{side['parameters']:,}")
+    row("weight bytes", lambda side: f"{side['weight_bytes']:,}")
+    row("KV-cache bytes per token", lambda side: f"{side['kv_bytes_per_token']:,}")
+    row(f"FLOPs per token, context {dense['flops_context']}", lambda side: f"{side['flops_per_token']:,}")
+    if "perplexity" in dense:
+        row("perplexity", lambda side: f"{side['perplexity']['value']:.4f}")
+        rows.append((f"  {_on(dense['perplexity'])}", "", ""))
+    for task in dense.get("tasks", {}):
+        for metric in ("acc", "acc_norm"):
+            if dense["tasks"][task][metric] is not None:
+                row(
+                    f"{task} {metric} ({dense['tasks'][task]['n']} questions)",
+                    lambda side, t=task, m=metric: _accuracy(side["tasks"][t], m),
+                )
+    for phase in ("prefill", "decode") if "speed" in dense else ():
+        row(
+            f"{phase} tokens/s (median, quartiles)",
+            lambda side, p=phase: _speed(side["speed"][f"{p}_tokens_per_s"]),
+        )
+    if "speed" in dense:
+        rows.append((f"  {dense['speed']['setup']}", "", ""))
+    width = max(len(name) for name, *values in rows if any(values))
+    return "\n".join(f"{name:<{width}}  {a:>26}  {b:>26}".rstrip() for name, a, b in rows)
+
+
+def _accuracy(result: dict[str, Any], metric: str) -> str:
+    return f"{result[metric]:.4f} ± {result[metric + '_stderr']:.4f}"
+
+
+def _speed(figures: dict[str, float]) -> str:
+    return f"{figures['median']:.1f} ({figures['q1']:.1f} to {figures['q3']:.1f})"
+
+
+class _ProgressBar:
+    """Progress on standard error, where that is a terminal."""
+
+    def __init__(self) -> None:
+        self.side = ""
+        self._bar: Any = None
+        self._showing: tuple[str, int] | None = None
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        from tqdm import tqdm
+
+        label = f"{self.side} {note}".strip()
+        if self._showing != (label, total):
+            self.clear()
+            self._showing = (label, total)
+            scaled = total > 10**6  # bytes
+            self._bar = tqdm(
+                total=total,
+                desc=label,
+                disable=None,
+                leave=False,
+                unit="B" if scaled else "",
+                unit_scale=scaled,
+            )
+        self._bar.update(done - self._bar.n)
+
+    def clear(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = self._showing = None

@@ -1,0 +1,170 @@
+"""Plotly figures. Each function takes data and returns a figure; none fetches anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+
+from amp_explore.criteria import Scores
+
+Scale = Literal["linear", "log", "per layer"]
+
+DENSE, PRUNED = "#8a94a6", "#2f7de1"
+
+
+def as_grid(layers: Sequence[np.ndarray]) -> np.ndarray:
+    """(layers, widest) float64; NaN where a layer has fewer units."""
+    grid = np.full((len(layers), max(map(len, layers))), np.nan)
+    for number, layer in enumerate(layers):
+        grid[number, : len(layer)] = layer
+    return grid
+
+
+def shade(grid: np.ndarray, scale: Scale) -> tuple[np.ndarray, str, str]:
+    """Where each score lies on the colour scale, 0 to 1, and what its two ends mean.
+
+    The ends are the 1st and 99th percentile, so that one outlier does not hide everything else.
+    """
+    if np.isnan(grid).all():
+        return grid, "", ""
+    values = np.log10(np.maximum(grid, np.nanmax(grid) * 1e-9 or 1e-30)) if scale == "log" else grid
+    axis = 1 if scale == "per layer" else None
+    low = np.nanpercentile(values, 1, axis=axis, keepdims=True)
+    high = np.nanpercentile(values, 99, axis=axis, keepdims=True)
+    shaded = np.clip((values - low) / np.where(high > low, high - low, 1), 0, 1)
+    if scale == "per layer":
+        return shaded, "layer's lowest", "layer's highest"
+    ends = [float(np.ravel(end)[0]) for end in (low, high)]
+    return shaded, *(f"{10**end if scale == 'log' else end:.3g}" for end in ends)
+
+
+def image_options(name: str, kind: str) -> dict[str, Any]:
+    """Plotly's configuration: the camera button saves the figure as this kind of image."""
+    return {
+        "displaylogo": False,
+        "toImageButtonOptions": {"format": kind.lower(), "filename": name, "scale": 2},
+    }
+
+
+def heatmap(grid: np.ndarray, scale: Scale, *, x: str, hover: np.ndarray, height: int) -> go.Figure:
+    """Layers down, units across; colours by `shade`, `hover` (layers, units) is the text of each cell."""
+    shaded, low, high = shade(grid, scale)
+    figure = go.Figure(
+        go.Heatmap(
+            z=shaded,
+            text=hover,
+            hovertemplate="%{text}<extra></extra>",
+            colorscale="Viridis",
+            zmin=0,
+            zmax=1,
+            xgap=1 if grid.shape[1] < 130 else 0,
+            ygap=1,
+            colorbar={"tickvals": [0, 1], "ticktext": [low, high], "thickness": 12},
+        )
+    )
+    # A heatmap does not report clicks; invisible points on its cells do.
+    layers, units = np.nonzero(~np.isnan(grid))
+    figure.add_scatter(
+        x=units,
+        y=layers,
+        mode="markers",
+        marker={"opacity": 0, "size": 14},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.update_xaxes(title=x, showgrid=False, zeroline=False, range=[-0.5, grid.shape[1] - 0.5])
+    figure.update_yaxes(title="layer", range=[len(grid) - 0.5, -0.5], showgrid=False, zeroline=False)
+    figure.update_layout(height=height, margin={"t": 10, "b": 40, "l": 50, "r": 10}, dragmode="pan")
+    return figure
+
+
+def heads_heatmap(scores: Scores, scale: Scale, kv_of_head: Sequence[Sequence[int]]) -> go.Figure:
+    """The layer x head map."""
+    grid = as_grid(scores.heads)
+    hover = np.full(grid.shape, "", object)
+    for layer, heads in enumerate(kv_of_head):
+        for head, kv in enumerate(heads):
+            hover[layer, head] = f"layer {layer} · head {head} · KV head {kv}<br>score {grid[layer, head]:.5g}"
+    return heatmap(grid, scale, x="head", hover=hover, height=_height(len(grid)))
+
+
+def neurons_heatmap(
+    scores: Scores, scale: Scale, order: Literal["by rank", "by position"], bins: int = 96
+) -> go.Figure:
+    """The layer x neuron overview: neurons of a layer in bins, weakest first or as they stand."""
+    bins = min(bins, min(map(len, scores.neurons)))
+    grid = np.empty((len(scores.neurons), bins))
+    hover = np.full(grid.shape, "", object)
+    for layer, values in enumerate(scores.neurons):
+        ordered = np.sort(values) if order == "by rank" else values
+        edges = np.linspace(0, len(values), bins + 1).astype(int)
+        for place, (first, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+            part = ordered[first:end]
+            grid[layer, place] = part.mean()
+            name = "rank" if order == "by rank" else "neuron"
+            hover[layer, place] = (
+                f"layer {layer} · {name} {first} to {end - 1}<br>"
+                f"mean {part.mean():.4g} · {part.min():.4g} to {part.max():.4g}"
+            )
+    axis = "neurons, weakest first" if order == "by rank" else "neurons, by position"
+    return heatmap(grid, scale, x=f"{axis} ({bins} bins)", hover=hover, height=_height(len(grid)))
+
+
+def layer_distribution(values: np.ndarray, *, unit: str, log: bool) -> go.Figure:
+    """How one layer's scores are spread: all of them sorted, weakest first."""
+    order = np.argsort(values, kind="stable")
+    common = {
+        "y": values[order],
+        "text": [f"{unit} {index}<br>rank {rank}<br>score {values[index]:.5g}" for rank, index in enumerate(order)],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    if few := len(values) <= 64:
+        trace = go.Bar(x=[str(index) for index in order], textposition="none", marker={"color": PRUNED}, **common)
+    else:
+        line = {"color": PRUNED}
+        trace = go.Scattergl(x=np.arange(len(values)), mode="lines", line=line, fill="tozeroy", **common)
+    figure = go.Figure(trace)
+    figure.update_xaxes(title=f"{unit}s, weakest first", type="category" if few else "linear")
+    figure.update_yaxes(title="score", type="log" if log else "linear")
+    figure.update_layout(height=280, margin={"t": 10, "b": 40, "l": 50, "r": 10})
+    return figure
+
+
+def histogram(values: np.ndarray, *, unit: str, log: bool) -> go.Figure:
+    """How many units of one layer have which score."""
+    shown = np.log10(np.maximum(values, values.max() * 1e-9)) if log else values
+    figure = go.Figure(go.Histogram(x=shown, nbinsx=60, marker={"color": PRUNED}))
+    figure.update_xaxes(title="log10 of the score" if log else "score")
+    figure.update_yaxes(title=f"{unit}s")
+    figure.update_layout(height=280, margin={"t": 10, "b": 40, "l": 50, "r": 10}, bargap=0.05)
+    return figure
+
+
+def side_by_side(
+    names: Sequence[str], sides: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, y: str
+) -> go.Figure:
+    """Grouped bars with error bars: `sides[name]` is (values, standard errors or spreads)."""
+    figure = go.Figure()
+    for (side, (values, errors)), colour in zip(sides.items(), (DENSE, PRUNED), strict=False):
+        figure.add_bar(
+            name=side,
+            x=list(names),
+            y=list(values),
+            error_y={"array": list(errors)},
+            marker={"color": colour},
+        )
+    figure.update_yaxes(title=y, rangemode="tozero")
+    figure.update_layout(
+        barmode="group",
+        height=320,
+        margin={"t": 10, "b": 40, "l": 50, "r": 10},
+        legend={"orientation": "h", "y": 1.12},
+    )
+    return figure
+
+
+def _height(layers: int) -> int:
+    return min(max(240, 20 * layers + 60), 1100)

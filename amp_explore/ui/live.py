@@ -1,0 +1,103 @@
+"""The dense baseline and the live numbers of the current plan:
+
+every figure stands as pruned, with its change against dense.
+"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from amp_explore.calibration import TokenWindows
+from amp_explore.costs import costs_of_plan
+from amp_explore.jobs import Job
+from amp_explore.ui.session import Session, evaluation, workbench
+from amp_explore.ui.shell import latest_job, show_failure, submit, wait_for
+from amp_explore.ui.text import compact, megabytes, signed_percent
+from amp_explore.workbench import LIVE_WINDOWS
+
+_CHOICES = [1, 2, 4, 8, 16, 64]
+
+
+def live_panel(state: Session) -> None:
+    """Costs and perplexity of the plan beside the dense model; perplexity is measured in the background."""
+    costs(state)
+    windows = st.select_slider(
+        "Live perplexity on windows of 512 tokens",
+        _CHOICES,
+        value=LIVE_WINDOWS,
+        key="live_windows",
+        persist_state="session",
+    )
+    live_perplexity(state, windows)
+
+
+def costs(state: Session) -> None:
+    """Exact counts of what the plan leaves."""
+    now, dense = costs_of_plan(state.plan), costs_of_plan(state.dense)
+    rows = (
+        ("Parameters", compact, "parameters"),
+        ("Weights", megabytes, "weight_bytes"),
+        ("KV cache per token", megabytes, "kv_bytes_per_token"),
+        ("FLOPs per token", compact, "flops_per_token"),
+    )
+    for pair in (rows[:2], rows[2:]):
+        for column, (label, shown, name) in zip(st.columns(2), pair, strict=True):
+            value, reference = getattr(now, name), getattr(dense, name)
+            column.metric(
+                label,
+                shown(value),
+                None if state.plan.is_empty else signed_percent(value, reference),
+                delta_color="inverse",
+                help=f"{value:,} against {reference:,} dense",
+            )
+
+
+def live_perplexity(state: Session, count: int) -> None:
+    """Show the plan's perplexity beside the dense one.
+
+    What is not known yet is measured in the background; the newest plan wins.
+    """
+    bench, loaded, plan = workbench(), state.loaded, state.plan
+    windows = evaluation(loaded, count)
+    dense, pruned = (bench.known_perplexity(loaded, which, windows) for which in (state.dense, plan))
+    label = f"Perplexity ({len(windows.ids)} windows, {windows.data})"
+    if dense is None or pruned is None:
+        known = f"{dense['value']:.2f} dense" if dense else None
+        st.metric(label, "measuring …", known, delta_color="off", delta_arrow="off")
+        _measure(state, f"{plan.digest}:{windows.digest}:{loaded.dtype}", windows)
+        return
+    change = f"{signed_percent(pruned['value'], dense['value'])} against {dense['value']:.2f} dense"
+    error = pruned["loss_stderr"]
+    st.metric(
+        label,
+        f"{pruned['value']:.2f}" if pruned["value"] < 1e6 else f"{pruned['value']:.2e}",
+        None if plan.is_empty else change,
+        delta_color="inverse",
+        help=f"exp of the mean loss of {pruned['tokens_scored']:,} tokens, {pruned['dtype']} on {pruned['device']}"
+        + (f"; loss {pruned['loss']:.4f} ± {error:.4f} (standard error over windows)" if error else ""),
+    )
+
+
+def _measure(state: Session, wanted: str, windows: TokenWindows) -> None:
+    """See to it that a job measures this, and show it. `wanted` names the measurement."""
+    bench, loaded, dense, plan = workbench(), state.loaded, state.dense, state.plan
+    topic = f"live:{state.id}"
+
+    def work(job: Job) -> None:
+        bench.perplexity(loaded, dense, windows, progress=job)
+        bench.perplexity(loaded, plan, windows, progress=job)
+
+    job = latest_job(topic)
+    current = job is not None and st.session_state.get("live_wanted") == wanted
+    if job is not None and not current:
+        job.cancel()
+    if current and job.state in ("failed", "cancelled"):
+        show_failure(topic)
+        if not st.button("Measure perplexity", width="stretch"):
+            return
+        current = False
+    if not current:
+        st.session_state.live_wanted = wanted
+        job = submit("Perplexity", topic, work, urgent=True)
+    if job is not None:
+        wait_for(job)

@@ -1,0 +1,202 @@
+"""What one browser session holds, and what all sessions of a server share.
+
+Shared: the workbench (models, cache) and the job queue. Held: which model is chosen, one undo stack of plans per model,
+which layers are locked. Everything else is derived from these; model and plan are mirrored in the address bar, so a
+link or a reload brings them back.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+
+import streamlit as st
+
+from amp_explore import criteria
+from amp_explore.allocation import Ranking, rank
+from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
+from amp_explore.criteria import Scores
+from amp_explore.errors import AmpExploreError
+from amp_explore.jobs import JobRunner
+from amp_explore.models.loading import LoadedModel
+from amp_explore.plan import PruningPlan
+from amp_explore.workbench import Workbench
+
+DEFAULT_MODEL = "demo"
+_LONGEST_TOKEN = 8000  # characters of plan that still go into the address bar; longer ones are kept on the server
+
+
+@st.cache_resource
+def workbench() -> Workbench:
+    """The models and the cache, one for the whole server."""
+    return Workbench()
+
+
+@st.cache_resource
+def runner() -> JobRunner:
+    """The job queue, one for the whole server."""
+    return JobRunner()
+
+
+@dataclass
+class History:
+    """One undo stack."""
+
+    plans: list[PruningPlan]
+    position: int = 0
+
+    @property
+    def current(self) -> PruningPlan:
+        return self.plans[self.position]
+
+    def push(self, plan: PruningPlan) -> None:
+        if plan != self.current:
+            self.plans[self.position + 1 :] = [plan]
+            self.position += 1
+
+    def step(self, by: int) -> None:
+        self.position = min(max(self.position + by, 0), len(self.plans) - 1)
+
+
+@dataclass
+class Session:
+    """The state of one browser session."""
+
+    source: str = DEFAULT_MODEL
+    dtype: str = "auto"
+    last_good: tuple[str, str] | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    link: str = ""  # the plan in the address bar when the session began, until it is applied
+    notices: list[str] = field(default_factory=list)
+    histories: dict[str, History] = field(default_factory=dict)
+    locked: dict[str, frozenset[int]] = field(default_factory=dict)
+    stopped: set[str] = field(default_factory=set)  # topics of jobs that this person cancelled
+    loaded: LoadedModel | None = None  # set anew on every run, by the shell
+
+    @property
+    def fingerprint(self) -> str:
+        return self.loaded.shape.fingerprint
+
+    @property
+    def history(self) -> History:
+        return self.histories[self.fingerprint]
+
+    @property
+    def plan(self) -> PruningPlan:
+        return self.history.current
+
+    @property
+    def dense(self) -> PruningPlan:
+        return PruningPlan.empty(self.loaded.shape)
+
+    @property
+    def locked_layers(self) -> frozenset[int]:
+        return self.locked.get(self.fingerprint, frozenset())
+
+    def edit(self, plan: PruningPlan) -> None:
+        """Make this the plan; layers that are locked stay as they are."""
+        self.history.push(plan.with_layer_of(self.plan, self.locked_layers))
+
+    def toggle_lock(self, layer: int) -> None:
+        self.locked[self.fingerprint] = self.locked_layers ^ {layer}
+
+    def notice(self, message: object) -> None:
+        """Show a message on top of the page until it is dismissed."""
+        if str(message) not in self.notices:
+            self.notices.append(str(message))
+
+    def begin(self, loaded: LoadedModel) -> None:
+        """Take up a loaded model: its undo stack, or a new one that starts with the plan of the link."""
+        self.loaded, self.last_good = loaded, (self.source, self.dtype)
+        if self.fingerprint in self.histories:
+            return
+        self.histories[self.fingerprint] = History([self.dense])
+        token, self.link = self.link, ""
+        if not token:
+            return
+        try:
+            self.history.push(_plan_of_link(token, loaded))
+        except AmpExploreError as error:
+            self.notice(f"{error} The page goes on with the dense model.")
+
+    def mirror(self) -> None:
+        """Put model and plan into the address bar."""
+        wanted = {}
+        if self.source != DEFAULT_MODEL:
+            wanted["model"] = self.source
+        if not self.plan.is_empty:
+            token = self.plan.to_token()
+            wanted["plan"] = token if len(token) <= _LONGEST_TOKEN else "~" + workbench().store.put_plan(self.plan)
+        for name in ("model", "plan"):
+            if name in wanted:
+                st.query_params[name] = wanted[name]
+            elif name in st.query_params:
+                del st.query_params[name]
+
+
+def _plan_of_link(token: str, loaded: LoadedModel) -> PruningPlan:
+    if token.startswith("~"):
+        return workbench().store.plan(token[1:], loaded.shape)
+    return PruningPlan.from_token(token, loaded.shape)
+
+
+def session() -> Session:
+    """This browser session's state, begun from the address bar on the first run."""
+    if "session" not in st.session_state:
+        source = st.query_params.get("model", DEFAULT_MODEL)[:500]
+        st.session_state.session = Session(source=source, link=st.query_params.get("plan", ""))
+    return st.session_state.session
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What to score on; hashable, so that windows and scores can be kept under it."""
+
+    source: str = "wiki"
+    text: str | None = None  # path of an own text
+    windows: int = 64
+    window: int = 512
+
+
+def windows_of(loaded: LoadedModel, calibration: Calibration) -> TokenWindows:
+    """The calibration windows; tokenising takes a second, so they are kept."""
+    return _windows(loaded, loaded.shape.fingerprint, calibration)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _windows(_loaded: LoadedModel, fingerprint: str, calibration: Calibration) -> TokenWindows:
+    return calibration_windows(
+        _loaded.tokenizer,
+        calibration.source,
+        text=calibration.text,
+        window=calibration.window,
+        windows=calibration.windows,
+    )
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _live_windows(_loaded: LoadedModel, fingerprint: str, count: int) -> TokenWindows:
+    return evaluation_windows(_loaded.tokenizer, windows=count)
+
+
+def evaluation(loaded: LoadedModel, count: int) -> TokenWindows:
+    """The first `count` windows of the bundled wiki text's evaluation half."""
+    return _live_windows(loaded, loaded.shape.fingerprint, count)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _scores(
+    _loaded: LoadedModel, fingerprint: str, dtype: str, windows: str, _windows: TokenWindows, criterion: str
+) -> Scores:
+    return criteria.score(_loaded, workbench().statistics(_loaded, _windows), criterion)
+
+
+def scores_of(loaded: LoadedModel, calibration: Calibration, criterion: str) -> Scores:
+    """Scores whose statistics are there already, kept by everything they depend on."""
+    windows = windows_of(loaded, calibration)
+    return _scores(loaded, loaded.shape.fingerprint, loaded.dtype, windows.digest, windows, criterion)
+
+
+def ranking_of(loaded: LoadedModel, scores: Scores, order: str = "standard", seed: int = 0) -> Ranking:
+    """The order in which units go."""
+    return rank(loaded.shape, scores, order, seed)

@@ -1,0 +1,323 @@
+"""What every page begins with: page settings, the sidebar, a loaded model, and the session's state.
+
+Work that takes time runs as a job; a page shows it with `wait_for`, which polls while the job is active and draws the
+page again when it ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+from transformers.utils import logging as transformers_logging
+
+from amp_explore.assets import cache_root
+from amp_explore.costs import costs_of_plan
+from amp_explore.criteria import CRITERIA, Scores
+from amp_explore.errors import AmpExploreError
+from amp_explore.jobs import Job
+from amp_explore.plan import PruningPlan
+from amp_explore.store import write_atomically
+from amp_explore.ui.session import (
+    DEFAULT_MODEL,
+    Calibration,
+    Session,
+    runner,
+    scores_of,
+    session,
+    windows_of,
+    workbench,
+)
+from amp_explore.ui.text import compact, signed_percent
+
+PAGES = (
+    ("app.py", "Overview", ":material/home:"),
+    ("pages/1_Importance.py", "Importance", ":material/grid_on:"),
+    ("pages/2_Prune.py", "Prune", ":material/content_cut:"),
+    ("pages/3_Evaluate.py", "Evaluate", ":material/speed:"),
+)
+
+
+def open_page(title: str) -> Session:
+    """Draw the shell around the page and return the session, its model loaded.
+
+    Stops the script while the model loads.
+    """
+    st.set_page_config(page_title=f"{title} · AMP Explore", page_icon=":material/content_cut:", layout="wide")
+    transformers_logging.disable_progress_bar()
+    st.html("<style>.stMainBlockContainer {padding-top: 2.5rem}</style>")
+    state = session()
+    with st.sidebar:
+        st.markdown("### :material/content_cut: AMP Explore")
+        for path, label, icon in PAGES:
+            st.page_link(path, label=label, icon=icon)
+        st.divider()
+        vitals = st.container()
+        _model_picker(state)
+        files = st.container()
+    st.title(title)
+    _notices(state)
+    _load(state)
+    with vitals:
+        _vitals(state)
+    with files, st.expander("Plan file", icon=":material/description:"):
+        _plan_files(state)
+    state.mirror()
+    return state
+
+
+def wait_for(job: Job) -> None:
+    """Show a job's progress with a cancel button; the page is drawn again when the job ends."""
+    _watch(job.id)
+
+
+@st.fragment(run_every=0.3)
+def _watch(job_id: str) -> None:
+    job = runner().get(job_id)
+    if job is None or not job.active:
+        st.rerun()
+    if job.state == "queued":
+        ahead = runner().running
+        text = f"{job.label}: waiting for {ahead.label}" if ahead else f"{job.label}: waiting"
+    else:
+        left = job.seconds_left
+        text = f"{job.label}: {job.note}" + (f", about {left:.0f} s left" if left and left > 1 else "")
+    bar, button = st.columns([6, 1], vertical_alignment="center")
+    bar.progress(min(job.done / job.total, 1.0) if job.total else 0.0, text=text)
+    button.button("Cancel", key=f"cancel-{job_id}", on_click=_cancel, args=(job,), width="stretch")
+
+
+def _cancel(job: Job) -> None:
+    session().stopped.add(job.topic)
+    job.cancel()
+
+
+def start(label: str, topic: str, work: Callable[[Job], Any], **options: bool) -> Job | None:
+    """Queue work, unless a job of this topic is active already."""
+    session().stopped.discard(topic)
+    for job in runner().jobs(topic):
+        if job.active:
+            return job
+    return submit(label, topic, work, **options)
+
+
+def submit(label: str, topic: str, work: Callable[[Job], Any], **options: bool) -> Job | None:
+    """Queue work; a full queue becomes a notice and None."""
+    try:
+        return runner().submit(label, work, topic=topic, **options)
+    except AmpExploreError as error:
+        session().notice(error)
+        return None
+
+
+def latest_job(topic: str) -> Job | None:
+    """The newest job of a topic, whatever became of it."""
+    return next(reversed(runner().jobs(topic)), None)
+
+
+def show_failure(topic: str) -> None:
+    """Say it if the newest job of this topic failed."""
+    job = latest_job(topic)
+    if job is not None and job.state == "failed":
+        st.error(f"{job.label} failed: {job.error}")
+
+
+def scores_or_wait(state: Session, calibration: Calibration, criterion: str) -> Scores | None:
+    """The scores, at once where their statistics are kept.
+
+    Otherwise scoring starts, its progress is shown and None returned.
+    """
+    loaded = state.loaded
+    try:
+        windows = windows_of(loaded, calibration)
+    except AmpExploreError as error:
+        st.error(str(error))
+        return None
+    if workbench().has_statistics(loaded, windows):
+        return scores_of(loaded, calibration, criterion)
+    topic = f"score:{state.fingerprint}:{loaded.dtype}:{windows.digest}"
+    show_failure(topic)
+    failed = (job := latest_job(topic)) is not None and job.state == "failed"
+    if (topic in state.stopped or failed) and not st.button("Score this model", type="primary"):
+        st.info("The heads and neurons of this model are not scored on this text yet.")
+        return None
+    job = start(
+        f"Scoring {loaded.name} on {windows.data}",
+        topic,
+        lambda job: workbench().statistics(loaded, windows, progress=job) and None,
+    )
+    if job:
+        wait_for(job)
+    return None
+
+
+def scoring_options(container) -> tuple[Calibration, str]:
+    """The pickers for criterion and calibration, the same on every page."""
+    left, middle, right = container.columns(3)
+    criterion = left.selectbox(
+        "Criterion",
+        list(CRITERIA),
+        format_func=lambda name: CRITERIA[name].title,
+        key="criterion",
+        persist_state="session",
+        help="\n\n".join(f"**{c.title}** {c.formula} ({c.source})" for c in CRITERIA.values()),
+    )
+    source = middle.selectbox(
+        "Calibration text",
+        ["wiki", "c4", "code", "alpaca", "own text"],
+        format_func={
+            "wiki": "Wikipedia",
+            "c4": "C4",
+            "code": "Code",
+            "alpaca": "Alpaca prompts (hub)",
+            "own text": "Own text",
+        }.get,
+        key="calibration",
+        persist_state="session",
+        help="Bundled texts are split: scores never see the half that perplexity is measured on.",
+    )
+    windows = right.selectbox(
+        "Windows of 512 tokens", [8, 16, 32, 64, 128], index=3, key="windows", persist_state="session"
+    )
+    if source != "own text":
+        return Calibration(source=source, windows=windows), criterion
+    upload = container.file_uploader("Calibration text (UTF-8)", type=["txt", "md", "text"])
+    if upload is not None:
+        data = upload.getvalue()
+        path = cache_root() / "texts" / f"{hashlib.sha256(data).hexdigest()[:16]}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+        st.session_state.own_text = str(path)
+    if "own_text" not in st.session_state:
+        container.info("Upload a text file to score on; until then, Wikipedia is used.")
+        return Calibration(windows=windows), criterion
+    return Calibration(text=st.session_state.own_text, windows=windows), criterion
+
+
+def _load(state: Session) -> None:
+    source, dtype = state.source, state.dtype
+    loaded = workbench().pool.peek(source, dtype=dtype)
+    if loaded is not None:
+        state.begin(loaded)
+        return
+    job = runner().get(st.session_state.get("load_job", ""))
+    if job is not None and job.state in ("failed", "cancelled"):
+        del st.session_state.load_job
+        _loading_failed(state, job.error or f"Loading {source} was cancelled.")
+    job = start(
+        f"Loading {source}",
+        f"load:{source}:{dtype}",
+        lambda job: workbench().pool.get(source, dtype=dtype, progress=job) and None,
+        urgent=True,
+    )
+    if job:
+        st.session_state.load_job = job.id
+        wait_for(job)
+    st.stop()
+
+
+def _loading_failed(state: Session, message: str) -> None:
+    """Go back to the model before, or to the demo model; only where that is what failed, stay and offer another try."""
+    fallback = state.last_good or (DEFAULT_MODEL, "auto")
+    if fallback != (state.source, state.dtype):
+        state.notice(message)
+        state.source, state.dtype = fallback
+        st.rerun()
+    st.error(message)
+    st.button("Try again", type="primary")
+    st.stop()
+
+
+def _notices(state: Session) -> None:
+    for number, message in enumerate(list(state.notices)):
+        text, button = st.columns([12, 1], vertical_alignment="center")
+        text.error(message)
+        button.button(
+            "",
+            icon=":material/close:",
+            key=f"dismiss-{number}",
+            help="Dismiss",
+            on_click=state.notices.remove,
+            args=(message,),
+        )
+
+
+def _model_picker(state: Session) -> None:
+    with st.expander("Model", icon=":material/memory:"), st.form("model-form", border=False):
+        source = st.text_input("demo, a hub id, a folder or a .gguf file", state.source, max_chars=500)
+        options = ["auto", "float32", "bfloat16", "float16"]
+        dtype = st.selectbox("Precision", options, index=options.index(state.dtype))
+        if st.form_submit_button("Load", width="stretch"):
+            state.source, state.dtype = source.strip(), dtype
+            st.session_state.pop("load_job", None)
+            st.rerun()
+
+
+def _plan_files(state: Session) -> None:
+    st.download_button(
+        "Download plan",
+        state.plan.to_json(),
+        "plan.json",
+        "application/json",
+        width="stretch",
+        icon=":material/download:",
+    )
+    st.file_uploader("Upload a plan", type=["json"], key="plan-upload", on_change=_uploaded)
+
+
+def _uploaded() -> None:
+    state, upload = session(), st.session_state["plan-upload"]
+    if upload is None:
+        return
+    try:
+        state.history.push(PruningPlan.from_json(upload.getvalue(), state.loaded.shape))
+    except AmpExploreError as error:
+        state.notice(f"{upload.name}: {error} Your plan is as it was.")
+
+
+def _vitals(state: Session) -> None:
+    plan, shape = state.plan, state.loaded.shape
+    costs = costs_of_plan(plan)
+    heads, neurons = plan.removed_per_layer("heads").sum(), plan.removed_per_layer("neurons").sum()
+    st.caption(f"**{state.loaded.name}** · {state.loaded.dtype} · {state.loaded.device}")
+    st.markdown(
+        f"**{compact(costs.parameters)}** parameters ({signed_percent(costs.parameters, shape.parameters)})  \n"
+        f"**{heads:,}** of {sum(shape.heads):,} heads removed  \n"
+        f"**{neurons:,}** of {sum(shape.neurons):,} neurons removed"
+    )
+    history = state.history
+    undo, redo = st.columns(2)
+    undo.button(
+        "",
+        icon=":material/undo:",
+        key="undo",
+        help="Undo",
+        shortcut="Ctrl+Z",
+        width="stretch",
+        disabled=history.position == 0,
+        on_click=history.step,
+        args=(-1,),
+    )
+    redo.button(
+        "",
+        icon=":material/redo:",
+        key="redo",
+        help="Redo",
+        shortcut="Ctrl+Y",
+        width="stretch",
+        disabled=history.position == len(history.plans) - 1,
+        on_click=history.step,
+        args=(1,),
+    )
+    st.button(
+        "Back to the dense model",
+        icon=":material/restart_alt:",
+        key="clear",
+        help="Can be undone",
+        width="stretch",
+        disabled=plan.is_empty,
+        on_click=history.push,
+        args=(state.dense,),
+    )

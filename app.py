@@ -1,0 +1,71 @@
+"""Overview: what is loaded, the dense baseline, and where to go from here."""
+
+import streamlit as st
+
+from amp_explore.ui.charts import heads_heatmap
+from amp_explore.ui.live import costs, live_perplexity
+from amp_explore.ui.session import Calibration
+from amp_explore.ui.shell import open_page, scores_or_wait
+from amp_explore.workbench import LIVE_WINDOWS
+
+state = open_page("Overview")
+loaded, shape = state.loaded, state.loaded.shape
+first = shape.layers[0]
+
+st.markdown(
+    "See which attention heads and MLP neurons a language model can do without. Scores are AMP's "
+    "([arXiv 2504.21174](https://arxiv.org/abs/2504.21174)); the pruned model is really sliced and measured live, "
+    "always beside the dense one."
+)
+
+facts, numbers = st.columns([3, 2], gap="large")
+with facts:
+    st.subheader(loaded.name)
+    grouping = f"{first.heads} heads on {first.kv_heads} KV heads of size {first.head_dim}"
+    st.markdown(
+        f"| | |\n|---|---|\n"
+        f"| architecture | {loaded.model.config.model_type} |\n"
+        f"| layers | {len(shape.layers)}, hidden size {first.hidden} |\n"
+        f"| attention | {grouping} per layer |\n"
+        f"| neurons | {first.neurons:,} per layer |\n"
+        f"| parameters | {shape.parameters:,}, "
+        f"of which {shape.prunable_parameters / shape.parameters:.0%} in heads and neurons |\n"
+        f"| runs as | {loaded.dtype} on {loaded.device} |\n"
+        f"| fingerprint | `{shape.fingerprint}` |"
+    )
+with numbers:
+    st.subheader("Dense baseline" if state.plan.is_empty else "Current plan")
+    costs(state)
+    live_perplexity(state, LIVE_WINDOWS)
+
+st.subheader("What next?")
+for column, (page, title, text) in zip(
+    st.columns(3),
+    (
+        (
+            "pages/1_Importance.py",
+            "1. Look",
+            "Which heads and neurons matter? Hover over the maps, click a cell to open its layer.",
+        ),
+        (
+            "pages/2_Prune.py",
+            "2. Prune",
+            "Drag a ratio, toggle heads, draw a curve over the layers; perplexity follows.",
+        ),
+        (
+            "pages/3_Evaluate.py",
+            "3. Evaluate",
+            "Commonsense accuracy and tokens per second of your plan against the dense model.",
+        ),
+    ),
+    strict=True,
+):
+    with column.container(border=True, height="stretch"):
+        st.page_link(page, label=f"**{title}**", icon=":material/arrow_forward:")
+        st.write(text)
+
+st.subheader("Importance of every head (AMP)")
+scores = scores_or_wait(state, Calibration(), "amp")
+if scores is not None:
+    figure = heads_heatmap(scores, "log", [layer.kv_of_head for layer in shape.layers])
+    st.plotly_chart(figure, key="overview-heads", alt="AMP score of every head, layer by head, logarithmic colours")

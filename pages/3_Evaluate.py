@@ -1,0 +1,188 @@
+"""Evaluate: commonsense accuracy, perplexity and tokens per second of the plan, beside the dense model."""
+
+import pandas as pd
+import streamlit as st
+
+from amp_explore.commonsense import TASKS
+from amp_explore.jobs import Job
+from amp_explore.speed import speedup
+from amp_explore.ui.charts import image_options, side_by_side
+from amp_explore.ui.live import live_perplexity
+from amp_explore.ui.session import Session, workbench
+from amp_explore.ui.shell import latest_job, open_page, show_failure, start, wait_for
+from amp_explore.ui.text import signed_percent
+from amp_explore.workbench import task_setup
+
+
+def perplexity(state: Session) -> None:
+    """Perplexity on as many windows as wanted."""
+    st.subheader("Perplexity")
+    count = st.select_slider(
+        "Windows of 512 tokens, wiki, evaluation half",
+        [4, 16, 64, 128, 256],
+        4,
+        key="evaluate_windows",
+        persist_state="session",
+    )
+    live_perplexity(state, count)
+
+
+def commonsense(state: Session) -> None:
+    """The five tasks of AMP."""
+    st.subheader("Commonsense")
+    st.caption(
+        "lm-eval's own tasks, prompts and metrics, zero-shot; ± is the standard error. "
+        "The dense result is computed once and kept."
+    )
+    names, limit, data, button = st.columns([4, 2, 2, 1.4], vertical_alignment="bottom")
+    tasks = names.multiselect("Tasks", TASKS, TASKS, key="tasks", persist_state="session")
+    asked = (
+        limit.number_input("Questions per task (0: all)", 0, None, 100, 50, key="limit", persist_state="session")
+        or None
+    )
+    source = data.selectbox(
+        "Questions from", ["offline", "hub"], format_func={"offline": "offline data", "hub": "official hub data"}.get,
+        key="questions", persist_state="session",
+    )  # fmt: skip
+    bench, loaded, plan, dense = workbench(), state.loaded, state.plan, state.dense
+    topic = f"tasks:{state.fingerprint}:{plan.digest}"
+
+    def work(job: Job) -> None:
+        for which in (dense, plan):
+            bench.tasks(loaded, which, tasks, limit=asked, data=source, progress=job)
+
+    running = (job := latest_job(topic)) is not None and job.active
+    if button.button("Evaluate", type="primary", disabled=running or not tasks, width="stretch"):
+        job = start("Commonsense", topic, work)
+    if job is not None and job.active:
+        wait_for(job)
+    show_failure(topic)
+
+    rows = []
+    for task in tasks:
+        setup = task_setup(loaded, task, asked, source)
+        results = [
+            bench.store.find_measurement("task", state.fingerprint, which.digest, setup) for which in (dense, plan)
+        ]
+        rows += [
+            _task_row(task, metric, *results)
+            for metric in ("acc", "acc_norm")
+            if results[0] and results[0][metric] is not None
+        ]
+    if not rows:
+        st.info(
+            "No results for these settings yet. “Evaluate” measures the dense model once and the current plan; "
+            "it can be cancelled."
+        )
+        return
+    table = pd.DataFrame(rows)
+    st.dataframe(table.drop(columns=["dense_value", "dense_error", "pruned_value", "pruned_error"]), hide_index=True)
+    labels = [f"{task} {metric}" for task, metric in zip(table["task"], table["metric"], strict=True)]
+    sides = {side: (table[f"{side}_value"], table[f"{side}_error"]) for side in ("dense", "pruned")}
+    st.plotly_chart(
+        side_by_side(labels, sides, y="accuracy"),
+        key="task_chart",
+        config=image_options("commonsense", "PNG"),
+    )
+    st.download_button("CSV", table.to_csv(index=False), "commonsense.csv", "text/csv", icon=":material/download:")
+
+
+def _task_row(task: str, metric: str, dense: dict, pruned: dict | None) -> dict:
+    def shown(result: dict | None) -> str:
+        if result is None:
+            return "not measured"
+        return f"{result[metric]:.3f} ± {result[f'{metric}_stderr'] or 0:.3f}"
+
+    return {
+        "task": task,
+        "metric": metric,
+        "dense": shown(dense),
+        "pruned": shown(pruned),
+        "change": f"{pruned[metric] - dense[metric]:+.3f}" if pruned else "",
+        "questions": dense["n"],
+        "dense_value": dense[metric],
+        "dense_error": dense[f"{metric}_stderr"],
+        "pruned_value": pruned[metric] if pruned else None,
+        "pruned_error": pruned[f"{metric}_stderr"] if pruned else None,
+    }
+
+
+def speed(state: Session) -> None:
+    """Tokens per second, dense and pruned in turn."""
+    st.subheader("Speed")
+    st.caption(
+        "Measured, not estimated: dense and sliced run in turn in one job, after warm-up, while nothing else computes."
+    )
+    columns = st.columns([2, 2, 2, 2, 1.4], vertical_alignment="bottom")
+    fields = (
+        ("Batch", "batch", 1, 256, 1),
+        ("Prompt tokens", "prompt", 1, 8192, 128),
+        ("New tokens", "new_tokens", 1, 1024, 32),
+        ("Repeats", "repeats", 1, 100, 5),
+    )
+    options = {
+        name: column.number_input(label, least, most, value, key=f"speed_{name}", persist_state="session")
+        for column, (label, name, least, most, value) in zip(columns, fields, strict=False)
+    }
+    bench, loaded, plan = workbench(), state.loaded, state.plan
+    topic = f"speed:{state.fingerprint}:{plan.digest}"
+    running = (job := latest_job(topic)) is not None and job.active
+    if columns[-1].button("Measure", type="primary", disabled=running, width="stretch"):
+        job = start(
+            "Speed",
+            topic,
+            lambda job: bench.speed(loaded, plan, progress=job, **options) and None,
+            exclusive=True,
+        )
+    if job is not None and job.active:
+        wait_for(job)
+    show_failure(topic)
+    kept = bench.store.measurements("speed", state.fingerprint, plan.digest)
+    if not kept:
+        st.info("Not measured for this plan yet.")
+        return
+    result = kept[0]["result"]
+    dense, pruned = result["dense"], result.get("pruned")
+    ratio = speedup(dense, pruned) if pruned else {}
+    rows = []
+    for phase in ("prefill_tokens_per_s", "decode_tokens_per_s"):
+        row = {"phase": phase.split("_")[0], "dense tokens/s": _rate(dense[phase])}
+        if pruned:
+            row |= {
+                "pruned tokens/s": _rate(pruned[phase]),
+                "change": signed_percent(pruned[phase]["median"], dense[phase]["median"]),
+            }
+            row["speed-up, round by round"] = "{median:.2f}× ({min:.2f} to {max:.2f})".format(**ratio[phase])
+        rows.append(row)
+    st.dataframe(pd.DataFrame(rows), hide_index=True)
+    setup = ", ".join(f"{name} {value}" for name, value in dense["setup"].items())
+    st.caption(f"Median with quartiles of {dense['decode_tokens_per_s']['repeats']} rounds · {setup}")
+    for column, phase in zip(st.columns(2), ("prefill_tokens_per_s", "decode_tokens_per_s"), strict=True):
+        sides = {
+            side: ([figures[phase]["median"]], [figures[phase]["q3"] - figures[phase]["median"]])
+            for side, figures in result.items()
+        }
+        column.plotly_chart(side_by_side([phase.split("_")[0]], sides, y="tokens/s"), key=f"chart_{phase}")
+
+
+def _rate(figures: dict) -> str:
+    return f"{figures['median']:,.1f} ({figures['q1']:,.1f} to {figures['q3']:,.1f})"
+
+
+state = open_page("Evaluate")
+if state.plan.is_empty:
+    st.info(
+        "The plan is empty: this measures the dense model alone. "
+        "Make a plan on the Prune page to see the two side by side."
+    )
+perplexity(state)
+commonsense(state)
+speed(state)
+st.subheader("The same from the command line")
+st.caption("Download the plan from the sidebar; the same numbers come out.")
+st.code(
+    f"python -m amp_explore measure --model {state.source} --plan plan.json --dtype {state.loaded.dtype} "
+    f"--perplexity --windows {st.session_state.evaluate_windows} "
+    f"--tasks all --limit {st.session_state.limit or 100} --speed",
+    language="bash",
+)
