@@ -82,7 +82,7 @@ def allocate(
     shape = ranking.shape
     base = current or PruningPlan.empty(shape)
     open_layers = [number for number in range(len(shape.layers)) if number not in locked]
-    target = _fraction(ratio, "ratio") * shape.parameters
+    target = round(_fraction(ratio, "ratio") * shape.parameters)  # whole: the largest ratio there is must not exceed itself
     target -= sum(removed_layer_parameters(base, number) for number in locked)
     available = sum(shape.layers[number].prunable_parameters for number in open_layers)
     if target > available:
@@ -99,7 +99,7 @@ def allocate(
     return plan.with_layer_of(base, locked)
 
 
-def _fill_with_neurons(ranking: Ranking, heads: list[int], target: float, open_layers: list[int]) -> PruningPlan | None:
+def _fill_with_neurons(ranking: Ranking, heads: list[int], target: int, open_layers: list[int]) -> PruningPlan | None:
     """The plan with these heads gone and as many neurons as meet the target; None if all neurons are not enough."""
     shape = ranking.shape
     none = [0] * len(shape.layers)

@@ -74,7 +74,7 @@ def evaluate(
         limit: the first so many questions of each task; None takes all.
         data: ``offline`` reads what ``python -m amp_explore fetch`` brought, ``hub`` the official data sets.
         batch_tokens: the most tokens in one forward pass, padding included (a longer question goes alone).
-            None takes 128 for each thread on a CPU and 8,192 elsewhere.
+            None takes 256 for each thread on a CPU and 8,192 elsewhere.
         progress: called between batches with the number of answers scored, their total, and the task's name;
             before that, while their number is not known, with 0 of 1.
 
@@ -90,7 +90,7 @@ def evaluate(
     """
     check(tasks, limit)
     if batch_tokens is None:
-        batch_tokens = 128 * torch.get_num_threads() if model.device.type == "cpu" else 8192
+        batch_tokens = 256 * torch.get_num_threads() if model.device.type == "cpu" else 8192
 
     # datasets keeps what a task derives from its questions beside their file. A new folder each time costs a
     # moment, and nothing in it is ever stale, damaged or in another process's way.

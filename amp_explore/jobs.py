@@ -158,7 +158,7 @@ class JobRunner:
             job.state = "cancelled"
         except AmpExploreError as error:
             job.error, job.state = str(error), "failed"
-        except Exception as error:  # the queue must outlive any job
+        except BaseException as error:  # the queue must outlive any job, even one whose library calls sys.exit
             log.exception("job %s failed", job.label)
             job.error, job.state = f"{type(error).__name__}: {error}", "failed"
         finally:

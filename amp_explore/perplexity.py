@@ -12,6 +12,7 @@ from amp_explore.calibration import TokenWindows
 from amp_explore.progress import Progress, no_progress
 
 _LOGITS = 2**26  # of these, (windows, tokens, vocabulary), exist at a time: 256 MiB in float32
+_WORST = 700.0  # nats: a ruined model may leave the range of floats, and JSON has no infinity and no NaN
 
 
 def perplexity(model: PreTrainedModel, windows: TokenWindows, *, progress: Progress = no_progress) -> dict[str, object]:
@@ -31,10 +32,10 @@ def perplexity(model: PreTrainedModel, windows: TokenWindows, *, progress: Progr
             loss = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), part[:, 1:], reduction="none")  # (B, T - 1)
             losses.append(loss.double().mean(1).cpu())
     progress(len(ids), len(ids), "perplexity")
-    per_window = torch.cat(losses)
+    per_window = torch.cat(losses).nan_to_num(nan=_WORST, posinf=_WORST)
     mean = per_window.mean().item()
     return {
-        "value": math.exp(min(mean, 700.0)),  # a ruined model may leave the range of floats; JSON has no infinity
+        "value": math.exp(min(mean, _WORST)),
         "loss": mean,
         "loss_stderr": (per_window.std() / len(per_window) ** 0.5).item() if len(per_window) > 1 else None,
         **windows.describe(),

@@ -154,9 +154,8 @@ class PruningPlan:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise PlanError(f'not a plan: it lacks "format": "{FORMAT}"')
         if document.get("version") != VERSION:
-            raise PlanError(
-                f"plan version {document.get('version')!r} is not known here; this program reads version {VERSION}"
-            )
+            said = _short(document.get("version"))
+            raise PlanError(f"plan version {said} is not known here; this program reads version {VERSION}")
         _check_model(document.get("model"), shape)
         layers = document.get("layers")
         if not isinstance(layers, list) or len(layers) != len(shape.layers):
@@ -206,11 +205,11 @@ class PruningPlan:
             inflate = zlib.decompressobj()
             raw = inflate.decompress(packed, expected + 1)  # bounded: a small token must not inflate to gigabytes
         except (binascii.Error, ValueError, zlib.error):
-            raise PlanError(
-                "the plan in this link is damaged; ask for the link again, or for the plan as a file"
-            ) from None
-        if raw[:4] != bytes.fromhex(shape.fingerprint[:8]) or len(raw) != expected or not inflate.eof:
+            raw = b""
+        if len(raw) >= 4 and raw[:4] != bytes.fromhex(shape.fingerprint[:8]):
             raise PlanError("the plan in this link was made for another model; load that model first")
+        if len(raw) != expected or not inflate.eof:
+            raise PlanError("the plan in this link is damaged; ask for the link again, or for the plan as a file")
         bits = np.unpackbits(np.frombuffer(raw[4:], np.uint8))[: head_bits + neuron_bits].astype(bool)
         return cls(
             shape,
@@ -252,7 +251,8 @@ def _check_model(model: object, shape: ModelShape) -> None:
     fingerprint = model.get("fingerprint")
     if fingerprint not in (None, shape.fingerprint):
         raise PlanError(
-            f"the plan was made for other weights (fingerprint {_short(fingerprint)}, this model is {shape.fingerprint}); "
+            f"the plan was made for other weights (fingerprint {_short(fingerprint)}, "
+            f"this model is {shape.fingerprint}); "
             "load that model, or set the plan's fingerprint to null to use it here all the same"
         )
 

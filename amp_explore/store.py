@@ -13,15 +13,16 @@ import json
 import logging
 import os
 import sqlite3
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load, save
 
 from amp_explore.errors import PlanError
@@ -50,8 +51,7 @@ class Store:
         self._statistics.mkdir(parents=True, exist_ok=True)
         self._database = root / "runs.sqlite"
         self._lock = threading.Lock()
-        with self._connection():
-            pass
+        self._execute("SELECT 1")
 
     # Statistics
 
@@ -108,32 +108,20 @@ class Store:
 
     def find_measurement(self, kind: str, model: str, plan: str, setup: Key) -> Any | None:
         """The kept result, or None."""
-        with self._connection() as database:
-            query = "SELECT result FROM measurements WHERE key = ?"
-            row = database.execute(query, (_measurement_key(kind, model, plan, setup),)).fetchone()
-        return json.loads(row[0]) if row else None
+        key = _measurement_key(kind, model, plan, setup)
+        rows = self._execute("SELECT result FROM measurements WHERE key = ?", (key,))
+        return json.loads(rows[0][0]) if rows else None
 
     def put_measurement(self, kind: str, model: str, plan: str, setup: Key, result: Any) -> None:
         """Keep a result, in place of an earlier one under the same setup."""
-        with self._connection() as database:
-            database.execute(
-                "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    _measurement_key(kind, model, plan, setup),
-                    kind,
-                    model,
-                    plan,
-                    _canonical(setup),
-                    json.dumps(result),
-                    time.time(),
-                ),
-            )
+        key = _measurement_key(kind, model, plan, setup)
+        row = (key, kind, model, plan, _canonical(setup), json.dumps(result), time.time())
+        self._execute("INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def measurements(self, kind: str, model: str, plan: str) -> list[dict[str, Any]]:
         """All kept results of a plan, newest first: `setup`, `result`, `created` (seconds since 1970)."""
-        with self._connection() as database:
-            query = "SELECT setup, result, created FROM measurements WHERE kind = ? AND model = ? AND plan = ? ORDER BY created DESC"
-            rows = database.execute(query, (kind, model, plan)).fetchall()
+        query = "SELECT setup, result, created FROM measurements WHERE kind = ? AND model = ? AND plan = ?"
+        rows = self._execute(f"{query} ORDER BY created DESC", (kind, model, plan))
         return [
             {"setup": json.loads(setup), "result": json.loads(result), "created": created}
             for setup, result, created in rows
@@ -143,48 +131,54 @@ class Store:
 
     def put_plan(self, plan: PruningPlan) -> str:
         """Keep a plan under its digest, which is returned."""
-        with self._connection() as database:
-            row = (plan.digest, plan.shape.fingerprint, plan.to_json(), time.time())
-            database.execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?, ?)", row)
+        row = (plan.digest, plan.shape.fingerprint, plan.to_json(), time.time())
+        self._execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?, ?)", row)
         return plan.digest
 
     def plan(self, digest: str, shape: ModelShape) -> PruningPlan:
         """The kept plan of this digest. Raises `PlanError`."""
-        with self._connection() as database:
-            row = database.execute("SELECT document FROM plans WHERE digest = ?", (digest,)).fetchone()
-        if row is None:
+        rows = self._execute("SELECT document FROM plans WHERE digest = ?", (digest,))
+        if not rows:
             raise PlanError("the plan in this link is not kept on this server; ask for it as a file")
-        return PruningPlan.from_json(row[0], shape)
+        return PruningPlan.from_json(rows[0][0], shape)
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _execute(self, statement: str, values: tuple = ()) -> list[tuple]:
+        """The rows of one statement, run as a transaction of its own. A damaged database is moved aside first."""
         with self._lock:
             try:
-                database = self._open()
+                return self._attempt(statement, values)
             except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):  # locked or unwritable, not damaged
+                code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extension that says where
+                if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                     raise
-                aside = self._database.with_suffix(f".damaged-{int(time.time())}")
-                log.warning("%s is damaged (%s); moved to %s, starting afresh", self._database, error, aside.name)
-                self._database.rename(aside)
-                for suffix in ("-wal", "-shm"):
-                    Path(f"{self._database}{suffix}").unlink(missing_ok=True)
-                database = self._open()
-            try:
-                with database:
-                    yield database
-            finally:
-                database.close()
+                self._move_aside(error)
+                return self._attempt(statement, values)
 
-    def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._database, timeout=30)
-        try:
-            database.execute("PRAGMA journal_mode=WAL")
+    def _attempt(self, statement: str, values: tuple) -> list[tuple]:
+        if not self._database.exists():
+            self._create()
+        with closing(sqlite3.connect(self._database, timeout=30)) as database, database:
             database.executescript(_SCHEMA)
-        except sqlite3.DatabaseError:
-            database.close()
-            raise
-        return database
+            return database.execute(statement, values).fetchall()
+
+    def _create(self) -> None:
+        """Make the database aside: SQLite fails at once, timeout or not, where two processes turn WAL on together."""
+        with FileLock(self._database.with_suffix(".lock")):
+            if self._database.exists():
+                return
+            unfinished = self._database.with_suffix(".unfinished")
+            unfinished.unlink(missing_ok=True)
+            with closing(sqlite3.connect(unfinished)) as database:
+                database.execute("PRAGMA journal_mode=WAL")
+                database.executescript(_SCHEMA)
+            unfinished.rename(self._database)
+
+    def _move_aside(self, error: sqlite3.DatabaseError) -> None:
+        aside = self._database.with_suffix(f".damaged-{time.time_ns()}")
+        log.warning("%s is damaged (%s); moved to %s, starting afresh", self._database, error, aside.name)
+        self._database.rename(aside)
+        for suffix in ("-wal", "-shm"):
+            Path(f"{self._database}{suffix}").unlink(missing_ok=True)
 
 
 def key_digest(key: Key) -> str:
@@ -193,16 +187,22 @@ def key_digest(key: Key) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    """Write a file so that it is there whole or not at all. What is no file, such as a pipe, is written to as it is."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = path.resolve()  # a link stays one: /dev/stdout, sent to a file, is not replaced
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # the name that was asked for
         raise
 
 

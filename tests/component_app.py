@@ -1,13 +1,14 @@
 """Both canvas components on random scores, without a model: what test_components.py opens in a browser.
 
 The query chooses a variant: ``layers``, ``heads``, ``group`` (query heads to a KV head), ``neurons``,
-``locked`` (a layer), ``scattered`` (start from removals that are not the weakest), ``missing`` (heads that the
-last layer lacks), ``only`` (the grid's rows are stretches of this layer), ``readonly``, ``slow`` (seconds that
-Python takes to answer).
+``locked`` (a layer), ``scattered`` (start from removals that are not the weakest), ``missing`` (heads that
+the last layer lacks), ``only`` (the grid's rows are stretches of this layer), ``readonly``, ``slow`` (seconds
+that Python takes to answer), ``interrupt`` (the first edit's callback is cut short).
 """
 
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import streamlit as st
@@ -29,18 +30,28 @@ neurons = np.sort(random.lognormal(0, 1, (LAYERS, NEURONS)) * np.linspace(0.3, 3
 kv_groups = np.tile(np.arange(HEADS) // GROUP, (LAYERS, 1))
 head_order = np.argsort(heads, axis=1)
 
-state = st.session_state
-if "calls" not in state:
-    state.calls = []
+
+def new_state():
+    state = SimpleNamespace(calls=[], interrupts=int("interrupt" in query), locked=set())
     state.heads = np.zeros((LAYERS, HEADS), bool)
     state.neurons = np.zeros((LAYERS, NEURONS), bool)
-    state.locked = {int(query["locked"])} if "locked" in query else set()
+    if "locked" in query:
+        state.locked.add(int(query["locked"]))
     if "scattered" in query:
         state.heads = random.random((LAYERS, HEADS)) < 0.3
         state.neurons = random.random((LAYERS, NEURONS)) < 0.3
+    return state
+
+
+# One object, so that callbacks do not use st.session_state: a newer click cannot cut them short half-way.
+answering = "state" in st.session_state
+state = st.session_state.setdefault("state", new_state())
 
 
 def edited(box, removed):
+    if state.interrupts:
+        state.interrupts -= 1
+        st.rerun()
     state.calls.append(["edit", list(box), removed])
     layer0, unit0, layer1, unit1 = box
     for layer in set(range(layer0, layer1 + 1)) - state.locked:
@@ -69,9 +80,8 @@ def locked(layer):
     state.locked ^= {layer}
 
 
-if "drawn" in state:
+if answering:
     time.sleep(float(query.get("slow", 0)))
-state.drawn = True
 low, high = np.nanmin(heads), np.nanmax(heads)
 with st.container(key="grid_box"):
     heatgrid(

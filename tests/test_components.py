@@ -210,6 +210,13 @@ def test_fast_clicks_are_all_kept_and_in_order(open_app):
     assert answer(page)["removed"] == [18, 0]
 
 
+def test_an_edit_whose_callback_is_cut_short_is_not_lost(open_app):
+    page = open_app("layers=12&interrupt=1")
+    page.mouse.click(*cell(page, 2, 3))
+    assert answer(page, 1)["removed"] == [1, 0]
+    assert all_calls(page) == [["edit", [2, 3, 2, 3], True]]
+
+
 def test_a_drag_goes_on_while_python_answers_an_earlier_edit(open_app):
     page = open_app("layers=12&slow=0.3")
     page.mouse.click(*cell(page, 0, 0))

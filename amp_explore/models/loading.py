@@ -27,6 +27,7 @@ from amp_explore.progress import Progress, no_progress
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+_HUB_SECONDS = 10  # until a hub that does not answer counts as out of reach
 # What two machines may write differently for the same weights.
 _INCIDENTAL_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
@@ -81,17 +82,25 @@ def load(source: str, *, device: str = "auto", dtype: Dtype = "auto", progress: 
     target = _device(device)
     folder = _folder(source, progress)
     config = _read_config(folder)
-    family = family_of(config.get("model_type", "without a model_type"))
+    family = family_of(str(config.get("model_type", "without a model_type")))
     progress(0, 2, "fingerprinting the weights")
     fingerprint = _fingerprint(folder, config)
     progress(1, 2, "loading the weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=_dtype(dtype, target), local_files_only=True, use_safetensors=True
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=_dtype(dtype, target),
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
         )
     except Exception as error:  # transformers raises many kinds for a damaged folder; the reason is in the message
-        raise ModelError(f"{source} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{source} cannot be loaded: {_in_one_line(error)}") from error
+    # transformers makes up random weights for those that are missing or of the wrong size
+    if made_up := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
+        raise ModelError(f"{source}: the weights do not fit config.json, first of all {made_up[0]}; download it again")
     return from_model(model.to(target), tokenizer, source=source, fingerprint=fingerprint, family=family)
 
 
@@ -149,7 +158,7 @@ def _device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device!r} is not usable here ({_first_line(error)}); use cpu or auto") from None
+        raise ModelError(f"device {device!r} is not usable here ({_in_one_line(error)}); use cpu or auto") from None
 
 
 def _dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -190,20 +199,35 @@ def _folder(source: str, progress: Progress) -> Path:
 
 def _download(hub_id: str, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     progress(0, 1, f"downloading {hub_id}")
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, local_files_only=not _hub_answers(hub_id)))
     except HFValidationError:
         raise ModelError(f"{hub_id!r} is neither a folder nor a valid hub id (owner/name)") from None
-    except HfHubHTTPError as error:
-        raise ModelError(f"the hub has no {hub_id!r}, or does not let you have it ({_first_line(error)})") from None
-    except Exception as error:  # no route, no cache, a proxy in between: all end here, with different types
+    except LocalEntryNotFoundError:
         raise ModelError(
-            f"{hub_id!r} is no local folder, and the hub cannot be reached ({_first_line(error)}); "
-            "check the path or the network"
-        ) from error
+            f"{hub_id!r} is no local folder, and the hub cannot be reached; check the path or the network"
+        ) from None
+    except HfHubHTTPError as error:
+        raise ModelError(f"the hub has no {hub_id!r}, or does not let you have it ({_in_one_line(error)})") from None
+    except Exception as error:  # a connection that breaks, a full disk: many types
+        raise ModelError(f"{hub_id!r} cannot be downloaded ({_in_one_line(error)}); try again") from error
+
+
+def _hub_answers(hub_id: str) -> bool:
+    """Whether the hub can be asked about a model: `snapshot_download` would wait for ever for one that is silent."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi().model_info(hub_id, timeout=_HUB_SECONDS)
+    except (HfHubHTTPError, HFValidationError):
+        return True  # an answer, if not the one that was hoped for
+    except Exception:  # no route, offline mode, a proxy in between: all end here, with different types
+        return False
+    return True
 
 
 def _converted(gguf: Path, progress: Progress) -> Path:
@@ -221,9 +245,11 @@ def _read_config(folder: Path) -> dict:
     except FileNotFoundError:
         raise ModelError(f"{folder}: no model here; a model folder has a config.json and .safetensors files") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: config.json cannot be read ({_first_line(error)})") from None
+        raise ModelError(f"{folder}: config.json cannot be read ({_in_one_line(error)})") from None
     if not isinstance(config, dict):
         raise ModelError(f"{folder}: config.json is not a model configuration")
+    if config.get("quantization_config"):
+        raise ModelError(f"{folder}: quantised weights cannot be sliced; use the unquantised model, or a .gguf file")
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
         raise ModelError(
@@ -254,5 +280,5 @@ def _file_digest(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -35,18 +35,38 @@ def pack(array: np.ndarray, dtype: str) -> str:
     return base64.b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode("ascii")
 
 
-def gesture_log(key: str) -> dict[str, Any]:
-    """``{"id", "seen"}``: this session's log of the component ``key``, and the last gesture handled."""
-    return st.session_state.setdefault(f"_{key}_gestures", {"id": secrets.token_hex(4), "seen": 0})
+def draw(
+    component: Callable[..., Any], *, key: str, handlers: Mapping[str, Handler | None], data: dict[str, Any]
+) -> None:
+    """Mount a registered component, and hand each of its gestures to the handler of its kind."""
+    log = st.session_state.setdefault(f"_{key}_gestures", {"id": secrets.token_hex(4), "seen": 0, "tried": 0})
+    if _deliver(key, log, handlers):  # left over from a callback that was cut short
+        st.rerun()
+    component(
+        key=key,
+        on_gestures_change=lambda: _deliver(key, log, handlers),
+        data={**data, "log": {"id": log["id"], "seen": log["seen"]}},
+    )
 
 
-def deliver(key: str, handlers: Mapping[str, Handler | None]) -> None:
-    """Hand the gestures not seen before to the handler of their kind, in order, each once."""
-    log = gesture_log(key)
-    for gesture in new_gestures(st.session_state[key].get("gestures"), log["id"], log["seen"]):
-        log["seen"] = gesture["number"]
-        if handler := handlers.get(gesture["kind"]):
+def _deliver(key: str, log: dict[str, Any], handlers: Mapping[str, Handler | None]) -> bool:
+    """Hand over the gestures that are new, in order; True if there were any.
+
+    A rerun that arrives meanwhile cuts a callback short, at any use of ``st.session_state``. A gesture
+    therefore counts as seen only once its handler is through, and is tried a second time if it was not;
+    "open" never is, for its handler may leave the page on purpose.
+    """
+    sent = (st.session_state.get(key) or {}).get("gestures")
+    fresh = new_gestures(sent, log["id"], log["seen"])
+    for gesture in fresh:
+        number, kind = gesture["number"], gesture["kind"]
+        if kind == "open" or log["tried"] == number:
+            log["seen"] = number
+        log["tried"] = number
+        if handler := handlers.get(kind):
             handler(gesture)
+        log["seen"] = number
+    return bool(fresh)
 
 
 def new_gestures(sent: object, log_id: str, seen: int) -> list[Mapping[str, Any]]:

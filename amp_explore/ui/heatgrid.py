@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from amp_explore.ui.canvas import deliver, gesture_log, is_index, layer_handler, pack, register
+from amp_explore.ui.canvas import draw, is_index, layer_handler, pack, register
 
 Box = tuple[int, int, int, int]
 """``(layer0, unit0, layer1, unit1)``, both ends included."""
@@ -63,10 +63,10 @@ def heatgrid(
     ``lo_text`` and ``hi_text``. ``removed`` (layers, width) bool. ``kv_groups`` (layers, width) int is the KV
     head of a cell, -1 for none. ``label`` tells what is shown to those who cannot see it.
 
-    ``on_edit(box, removed)`` is called once per gesture, in order. The box may cover layers in ``locked`` and
-    cells that do not exist: they were not drawn as edited, and whoever applies the edit leaves them out.
-    ``on_open(layer)``: the layer's number was clicked, or O pressed. ``on_lock(layer)``: its padlock was
-    clicked, or L pressed; without ``editable`` neither does anything.
+    ``on_edit(box, removed)`` is called once per gesture, in order (twice where a rerun cut it short). The box
+    may cover layers in ``locked`` and cells that do not exist: they were not drawn as edited, and whoever
+    applies the edit leaves them out. ``on_open(layer)``: the layer's number was clicked, or O pressed.
+    ``on_lock(layer)``: its padlock was clicked, or L pressed; without ``editable`` neither does anything.
 
     With ``only_layer`` the grid shows the units of that one layer, wrapped into rows of equal width: tips and
     labels say so, "layer" above then means a row, and there is nothing to open or lock.
@@ -92,9 +92,10 @@ def heatgrid(
         "lock": layer_handler(on_lock, layers) if can_lock else None,
     }
     exists = ~np.isnan(scores)
-    _component(
+    draw(
+        _component,
         key=key,
-        on_gestures_change=lambda: deliver(key, handlers),
+        handlers=handlers,
         data={
             "label": label,
             "layers": layers,
@@ -112,7 +113,6 @@ def heatgrid(
             "locks": can_lock,
             "lo_text": lo_text,
             "hi_text": hi_text,
-            "log": gesture_log(key),
         },
     )
 

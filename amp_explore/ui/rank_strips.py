@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from amp_explore.ui.canvas import deliver, gesture_log, is_index, layer_handler, pack, register
+from amp_explore.ui.canvas import draw, is_index, layer_handler, pack, register
 
 _HTML = """
 <div class="view">
@@ -86,10 +86,10 @@ def rank_strips(
 ) -> None:
     """Draw the strips and report what a person does to them.
 
-    ``on_cut({layer: count})`` is called once per gesture, in order, with the layers that it touched: the
-    ``count`` weakest units of the layer are to go, and no others. ``on_open(layer)``: the layer's number was
-    clicked, or O or Enter pressed. ``on_lock(layer)``: its padlock was clicked, or L pressed. ``label`` tells
-    what is shown to those who cannot see it.
+    ``on_cut({layer: count})`` is called once per gesture, in order (twice where a rerun cut it short), with
+    the layers that it touched: the ``count`` weakest units of the layer are to go, and no others.
+    ``on_open(layer)``: the layer's number was clicked, or O or Enter pressed. ``on_lock(layer)``: its padlock
+    was clicked, or L pressed. ``label`` tells what is shown to those who cannot see it.
     """
     layers = len(strips.widths)
 
@@ -100,9 +100,10 @@ def rank_strips(
 
     handlers = {"cut": cut, "open": layer_handler(on_open, layers), "lock": layer_handler(on_lock, layers)}
     is_head = strips.unit == "head"
-    _component(
+    draw(
+        _component,
         key=key,
-        on_gestures_change=lambda: deliver(key, handlers),
+        handlers=handlers,
         data={
             "label": label,
             "layers": layers,
@@ -121,7 +122,6 @@ def rank_strips(
             "other_removed": int(strips.other_removed),
             "opens": on_open is not None,
             "locks": on_lock is not None,
-            "log": gesture_log(key),
         },
     )
 
