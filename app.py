@@ -23,15 +23,13 @@ with facts:
     st.subheader(loaded.name)
     grouping = f"{first.heads} heads on {first.kv_heads} KV heads of size {first.head_dim}"
     st.markdown(
-        f"| | |\n|---|---|\n"
-        f"| architecture | {loaded.model.config.model_type} |\n"
-        f"| layers | {len(shape.layers)}, hidden size {first.hidden} |\n"
-        f"| attention | {grouping} per layer |\n"
-        f"| neurons | {first.neurons:,} per layer |\n"
-        f"| parameters | {shape.parameters:,}, "
-        f"of which {shape.prunable_parameters / shape.parameters:.0%} in heads and neurons |\n"
-        f"| runs as | {loaded.dtype} on {loaded.device} |\n"
-        f"| fingerprint | `{shape.fingerprint}` |"
+        f"**Architecture** {loaded.model.config.model_type}, {len(shape.layers)} layers, hidden size {first.hidden}\n\n"
+        f"**Attention** {grouping} per layer\n\n"
+        f"**MLP** {first.neurons:,} neurons per layer\n\n"
+        f"**Parameters** {shape.parameters:,}, "
+        f"of which {shape.prunable_parameters / shape.parameters:.0%} in heads and neurons\n\n"
+        f"**Runs as** {loaded.dtype} on {loaded.device}\n\n"
+        f"**Fingerprint** `{shape.fingerprint}`"
     )
 with numbers:
     st.subheader("Dense baseline" if state.plan.is_empty else "Current plan")

@@ -82,7 +82,8 @@ def allocate(
     shape = ranking.shape
     base = current or PruningPlan.empty(shape)
     open_layers = [number for number in range(len(shape.layers)) if number not in locked]
-    target = round(_fraction(ratio, "ratio") * shape.parameters)  # whole: the largest ratio there is must not exceed itself
+    # Whole parameters: rounding errors must not put the largest ratio there is out of reach.
+    target = round(_fraction(ratio, "ratio") * shape.parameters)
     target -= sum(removed_layer_parameters(base, number) for number in locked)
     available = sum(shape.layers[number].prunable_parameters for number in open_layers)
     if target > available:

@@ -151,7 +151,10 @@ def _window_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _ratios(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, nor numbers with commas between them") from None
 
 
 def _fetch(options: argparse.Namespace, progress: _ProgressBar) -> None:
@@ -247,7 +250,8 @@ def _measure(options: argparse.Namespace, progress: _ProgressBar) -> None:
     for side, which in sides.items():
         report[side] = costs_of_model(bench.sliced(loaded, which)).as_dict()
     if options.perplexity:
-        count = options.windows or (None if options.text else EVALUATION_WINDOWS)
+        usual = None if options.text else EVALUATION_WINDOWS
+        count = usual if options.windows is None else options.windows
         windows = evaluation_windows(
             loaded.tokenizer,
             options.data,
@@ -379,7 +383,8 @@ def _table(report: dict[str, Any]) -> str:
 
 
 def _accuracy(result: dict[str, Any], metric: str) -> str:
-    return f"{result[metric]:.4f} ± {result[metric + '_stderr']:.4f}"
+    error = result[f"{metric}_stderr"]  # None for a single question
+    return f"{result[metric]:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _speed(figures: dict[str, float]) -> str:

@@ -110,10 +110,15 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
-def score(loaded: LoadedModel, statistics: ActivationStatistics, criterion: str = "amp") -> Scores:
-    """Scores of every unit; no forward pass. Raises `AmpExploreError` for an unknown criterion."""
+def check(criterion: str) -> None:
+    """Raise `AmpExploreError` unless `score` would take this criterion."""
     if criterion not in CRITERIA:
         raise AmpExploreError(f"criterion {criterion!r} is not known; use one of {', '.join(CRITERIA)}")
+
+
+def score(loaded: LoadedModel, statistics: ActivationStatistics, criterion: str = "amp") -> Scores:
+    """Scores of every unit; no forward pass. Raises `AmpExploreError` for an unknown criterion."""
+    check(criterion)
     chosen = CRITERIA[criterion]
     layers = [layer_parts(layer, loaded.family) for layer in decoder_layers(loaded.model)]
     return Scores(

@@ -61,6 +61,7 @@ class Workbench:
         progress: Progress = no_progress,
     ) -> criteria.Scores:
         """Scores of every unit by a criterion."""
+        criteria.check(criterion)  # before the work
         return criteria.score(loaded, self.statistics(loaded, windows, progress=progress), criterion)
 
     def sliced(self, loaded: LoadedModel, plan: PruningPlan) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from amp_explore.ui.shell import open_page, scores_or_wait, scoring_options
 
 state = open_page("Prune")
 shape = state.loaded.shape
+MOST = int(1000 * shape.prunable_parameters / shape.parameters) / 10  # percent of all parameters that can go
 with st.expander("Criterion and calibration", icon=":material/tune:"):
     calibration, criterion = scoring_options(st.container())
     st.caption(f"{CRITERIA[criterion].formula} · {CRITERIA[criterion].source}")
@@ -46,42 +47,67 @@ def master_moved() -> None:
         plan_by_units(moved.heads_share / 100, moved.neurons_share / 100, order)
 
 
+def order_moved() -> None:
+    """The order changed: it counts once the master says how much goes, and never undoes work by hand before."""
+    now = st.session_state
+    shares = {
+        "parameters": [now.get("ratio")],
+        "whole layers": [now.get("layers_worth")],
+        "heads and neurons": [now.get("heads_share"), now.get("neurons_share")],
+    }
+    if any(shares[now.size]):
+        master_moved()
+
+
+def set_master(order: str = "standard", **controls) -> None:
+    """Set the controls of the master row, as if by hand."""
+    st.session_state.update(controls, order=order)
+    if "ratio" in controls:
+        st.session_state.ratio = min(controls["ratio"], MOST)
+    master_moved()
+
+
 def master() -> None:
     """The row of controls that plan the whole model at once."""
-    most = int(1000 * shape.prunable_parameters / shape.parameters) / 10
-    size, slider, order = st.columns([1.3, 2.6, 1.5])
+    st.session_state.setdefault("order", "standard")
+    size, order = st.columns(2)
+    slider = st.container()
     kept = {"persist_state": "session", "on_change": master_moved}
     size.selectbox(
         "Remove by", ["parameters", "whole layers", "heads and neurons"], key="size", persist_state="session"
     )
     with slider:
         if st.session_state.size == "parameters":
-            st.slider("Share of all parameters", 0.0, most, 0.0, 0.5, format="%.1f %%", key="ratio", **kept)
+            st.slider("Share of all parameters", 0.0, MOST, step=0.5, format="%.1f %%", key="ratio", **kept)
         elif st.session_state.size == "whole layers":
-            st.slider("As many parameters as so many layers", 0, len(shape.layers), 0, key="layers_worth", **kept)
+            st.slider("As many parameters as so many layers", 0, len(shape.layers), key="layers_worth", **kept)
         else:
             left, right = st.columns(2)
-            left.slider("Heads", 0, 100, 0, 1, format="%d %%", key="heads_share", **kept)
-            right.slider("Neurons", 0, 100, 0, 1, format="%d %%", key="neurons_share", **kept)
+            left.slider("Heads", 0, 100, format="%d %%", key="heads_share", **kept)
+            right.slider("Neurons", 0, 100, format="%d %%", key="neurons_share", **kept)
     order.segmented_control(
-        "Which go first", ["standard", "reversed", "random"], default="standard", required=True, key="order", **kept,
+        "Which go first",
+        ["standard", "reversed", "random"],
+        required=True,
+        key="order",
         help="standard: lowest scores; reversed: highest; random: by lot",
-    )  # fmt: skip
+        persist_state="session",
+        on_change=order_moved,
+    )
 
 
 def presets() -> None:
     """Plans that one click makes."""
     row = st.container(horizontal=True)
+
+    def preset(label: str, help: str, **controls) -> None:
+        row.button(label, on_click=set_master, kwargs=controls, help=help)
+
     for percent in (10, 20, 30):
-        row.button(
-            f"AMP {percent} %",
-            on_click=plan_by_ratio,
-            args=(percent / 100, "standard"),
-            help="of all parameters, lowest scores first",
-        )
-    row.button("Reversed 20 %", on_click=plan_by_ratio, args=(0.2, "reversed"))
-    row.button("Heads only", on_click=plan_by_units, args=(0.3, 0.0, "standard"), help="30 % of the heads")
-    row.button("Neurons only", on_click=plan_by_units, args=(0.0, 0.3, "standard"), help="30 % of the neurons")
+        preset(f"AMP {percent} %", "of all parameters, lowest scores first", size="parameters", ratio=float(percent))
+    preset("Reversed 20 %", "highest scores first", size="parameters", ratio=20.0, order="reversed")
+    preset("Heads only", "30 % of the heads", size="heads and neurons", heads_share=30, neurons_share=0)
+    preset("Neurons only", "30 % of the neurons", size="heads and neurons", heads_share=0, neurons_share=30)
     row.button(
         "Random control",
         icon=":material/casino:",
@@ -91,7 +117,7 @@ def presets() -> None:
     )
 
 
-work, numbers = st.columns([5, 2], gap="large")
+work, numbers = st.columns([5, 3], gap="large")
 with work:
     master()
     presets()

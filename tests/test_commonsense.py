@@ -93,7 +93,7 @@ MAKERS = {"piqa": piqa, "hellaswag": hellaswag, "winogrande": winogrande, "arc_e
 
 
 @pytest.fixture(scope="module")
-def made_up(tmp_path_factory):
+def made_up_cache(tmp_path_factory):
     """A cache in which every task has a few made-up questions, in the columns of the real ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMP_EXPLORE_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -106,7 +106,13 @@ def made_up(tmp_path_factory):
                 writer.write_table(table)
         (folder / "LICENSE").touch()
         assets.TASKS.write_manifest(folder)
-        yield assets.cache_root()
+        return assets.cache_root()
+
+
+@pytest.fixture
+def made_up(made_up_cache, monkeypatch):
+    """The made-up questions are what `evaluate` reads."""
+    monkeypatch.setenv("AMP_EXPLORE_CACHE", str(made_up_cache))
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:

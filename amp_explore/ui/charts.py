@@ -60,7 +60,7 @@ def heatmap(grid: np.ndarray, scale: Scale, *, x: str, hover: np.ndarray, height
             colorscale="Viridis",
             zmin=0,
             zmax=1,
-            xgap=1 if grid.shape[1] < 130 else 0,
+            xgap=1 if grid.shape[1] <= 64 else 0,
             ygap=1,
             colorbar={"tickvals": [0, 1], "ticktext": [low, high], "thickness": 12},
         )

@@ -84,6 +84,7 @@ def layer_neurons(state: Session, scores: Scores) -> None:
         label=f"Neurons of layer {layer}, in rows of {NEURONS_PER_ROW}, coloured by score",
         shade=shaded,
         unit="neuron",
+        only_layer=layer,
         on_edit=edit,
         editable=layer not in state.locked_layers,
         lo_text=low,

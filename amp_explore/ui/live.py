@@ -8,7 +8,7 @@ from __future__ import annotations
 import streamlit as st
 
 from amp_explore.calibration import TokenWindows
-from amp_explore.costs import costs_of_plan
+from amp_explore.costs import CONTEXT, costs_of_plan
 from amp_explore.jobs import Job
 from amp_explore.ui.session import Session, evaluation, workbench
 from amp_explore.ui.shell import latest_job, show_failure, submit, wait_for
@@ -32,24 +32,26 @@ def live_panel(state: Session) -> None:
 
 
 def costs(state: Session) -> None:
-    """Exact counts of what the plan leaves."""
+    """Exact counts of what the plan leaves, each with its change against dense; less is better for all of them."""
     now, dense = costs_of_plan(state.plan), costs_of_plan(state.dense)
     rows = (
-        ("Parameters", compact, "parameters"),
-        ("Weights", megabytes, "weight_bytes"),
-        ("KV cache per token", megabytes, "kv_bytes_per_token"),
-        ("FLOPs per token", compact, "flops_per_token"),
+        ("parameters", compact, "parameters"),
+        ("weights", megabytes, "weight_bytes"),
+        ("KV cache / token", megabytes, "kv_bytes_per_token"),
+        ("FLOPs / token", compact, "flops_per_token"),
     )
-    for pair in (rows[:2], rows[2:]):
-        for column, (label, shown, name) in zip(st.columns(2), pair, strict=True):
-            value, reference = getattr(now, name), getattr(dense, name)
-            column.metric(
-                label,
-                shown(value),
-                None if state.plan.is_empty else signed_percent(value, reference),
-                delta_color="inverse",
-                help=f"{value:,} against {reference:,} dense",
-            )
+    lines = ["| | dense |\n|---|--:|" if state.plan.is_empty else "| | pruned | change | dense |\n|---|--:|--:|--:|"]
+    for label, shown, name in rows:
+        value, reference = getattr(now, name), getattr(dense, name)
+        change = signed_percent(value, reference)
+        pruned = (
+            ""
+            if state.plan.is_empty
+            else f"**{shown(value)}** | {f':green[{change}]' if value < reference else change} |"
+        )
+        lines.append(f"| {label} | {pruned} {shown(reference)} |")
+    st.markdown("\n".join(lines))
+    st.caption(f"Exact counts; FLOPs at a context of {CONTEXT} tokens.")
 
 
 def live_perplexity(state: Session, count: int) -> None:
@@ -60,10 +62,11 @@ def live_perplexity(state: Session, count: int) -> None:
     bench, loaded, plan = workbench(), state.loaded, state.plan
     windows = evaluation(loaded, count)
     dense, pruned = (bench.known_perplexity(loaded, which, windows) for which in (state.dense, plan))
-    label = f"Perplexity ({len(windows.ids)} windows, {windows.data})"
+    label = "Perplexity"
     if dense is None or pruned is None:
         known = f"{dense['value']:.2f} dense" if dense else None
         st.metric(label, "measuring …", known, delta_color="off", delta_arrow="off")
+        _data(windows)
         _measure(state, f"{plan.digest}:{windows.digest}:{loaded.dtype}", windows)
         return
     change = f"{signed_percent(pruned['value'], dense['value'])} against {dense['value']:.2f} dense"
@@ -76,6 +79,11 @@ def live_perplexity(state: Session, count: int) -> None:
         help=f"exp of the mean loss of {pruned['tokens_scored']:,} tokens, {pruned['dtype']} on {pruned['device']}"
         + (f"; loss {pruned['loss']:.4f} ± {error:.4f} (standard error over windows)" if error else ""),
     )
+    _data(windows)
+
+
+def _data(windows: TokenWindows) -> None:
+    st.caption(f"{windows.data}: {len(windows.ids)} windows, {windows.tokens:,} tokens")
 
 
 def _measure(state: Session, wanted: str, windows: TokenWindows) -> None:

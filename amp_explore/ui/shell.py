@@ -47,7 +47,7 @@ def open_page(title: str) -> Session:
     """
     st.set_page_config(page_title=f"{title} · AMP Explore", page_icon=":material/content_cut:", layout="wide")
     transformers_logging.disable_progress_bar()
-    st.html("<style>.stMainBlockContainer {padding-top: 2.5rem}</style>")
+    st.html("<style>.stMainBlockContainer {padding: 2.5rem 3rem 4rem}</style>")
     state = session()
     with st.sidebar:
         st.markdown("### :material/content_cut: AMP Explore")

@@ -1,0 +1,101 @@
+"""What holds the project together: who may import what, and that the README's commands are real."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from amp_explore import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINE = sorted(
+    path
+    for folder in ("amp_explore", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+    if not path.is_relative_to(ROOT / "amp_explore" / "ui")
+)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "app.py", *sorted((ROOT / "pages").glob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """All modules that a file imports anywhere in it, with the names taken from them: `a.b.name`."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def of_package(names: set[str], package: str) -> set[str]:
+    return {name for name in names if name == package or name.startswith(f"{package}.")}
+
+
+def test_the_files_are_where_this_test_looks_for_them():
+    assert ROOT / "amp_explore" / "slicing.py" in ENGINE and len(PAGES) > 1
+    assert any(of_package(imported(page), "streamlit") for page in PAGES)
+
+
+@pytest.mark.parametrize("path", ENGINE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_engine_knows_nothing_of_the_dashboard(path):
+    names = imported(path)
+    assert not of_package(names, "streamlit") and not of_package(names, "amp_explore.ui")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_pages_do_no_heavy_work_themselves(path):
+    names = imported(path)
+    assert not of_package(names, "torch") and not of_package(names, "transformers")
+
+
+def blocks_of(text: str, language: str = r"\w*") -> list[str]:
+    """The code blocks of a Markdown text."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands_of(text: str) -> list[str]:
+    """Every `python -m amp_explore ...` in a Markdown text: lines of code blocks, and code inside sentences."""
+    lines = [line for block in blocks_of(text) for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    commands = [re.search(r"python3? -m amp_explore\b(.*)", code) for code in lines + inline]
+    return [" ".join(command[1].split()) for command in commands if command]
+
+
+def test_commands_are_found_in_markdown():
+    text = (
+        "Say `python -m amp_explore run`, not `pip`.\n\n"
+        "```sh\n$ .venv/bin/python -m amp_explore score --model demo \\\n    --out a.st  # now\nls\n```\n"
+    )
+    assert commands_of(text) == ["score --model demo --out a.st # now", "run"]
+
+
+def test_the_commands_of_the_readme_are_real():
+    """Each is parsed as the command line parses it; `...` stands for what the reader fills in."""
+    commands = commands_of(README)
+    parsed = []
+    for command in commands:
+        arguments = shlex.split(re.split(r"[|>&;]", command)[0], comments=True)
+        if arguments and "..." not in arguments and "…" not in arguments:
+            parsed.append(arguments[0])
+            try:
+                cli._parser().parse_args(arguments)
+            except SystemExit as end:
+                assert end.code == 0, f"python -m amp_explore {command}"
+    assert {"score", "plan", "measure"} <= set(parsed)
+
+
+def test_the_python_of_the_readme_imports_what_is_there():
+    imports = [
+        ast.unparse(node)
+        for block in blocks_of(README, "python")
+        for node in ast.parse(block).body
+        if isinstance(node, ast.ImportFrom)
+    ]
+    assert any("amp_explore.slicing" in line for line in imports)
+    for line in imports:
+        exec(line, {})
