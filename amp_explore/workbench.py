@@ -38,7 +38,7 @@ class Workbench:
     def __init__(self, store: Store | None = None, pool: ModelPool | None = None) -> None:
         self.store = store or Store(assets.cache_root())
         self.pool = pool or ModelPool(int(os.environ.get("AMP_EXPLORE_MODELS", "2")))
-        self._sliced: OrderedDict[tuple[int, str], PreTrainedModel] = OrderedDict()
+        self._sliced: OrderedDict[tuple[str, str, str], PreTrainedModel] = OrderedDict()
         self._lock = threading.Lock()
 
     def statistics(
@@ -68,7 +68,7 @@ class Workbench:
         """The model sliced by the plan (the dense one itself for the empty plan); the latest few are kept."""
         if plan.is_empty:
             return loaded.model
-        key = (id(loaded.model), plan.digest)
+        key = (plan.digest, loaded.dtype, str(loaded.device))
         with self._lock:
             if key not in self._sliced:
                 while len(self._sliced) >= _SLICED_KEPT:

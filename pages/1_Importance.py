@@ -22,6 +22,7 @@ scale = scale_picker.segmented_control(
     ["linear", "log", "per layer"],
     default="log",
     required=True,
+    wrap=True,
     key="scale",
     persist_state="session",
 )
@@ -30,11 +31,12 @@ order = order_picker.segmented_control(
     ["by rank", "by position"],
     default="by rank",
     required=True,
+    wrap=True,
     key="neuron_order",
     persist_state="session",
 )
 image = image_picker.segmented_control(
-    "Save images as", ["PNG", "SVG"], default="PNG", required=True, key="image", persist_state="session"
+    "Save images as", ["PNG", "SVG"], default="PNG", required=True, wrap=True, key="image", persist_state="session"
 )
 
 
@@ -90,6 +92,7 @@ with neurons_view:
         ["sorted", "histogram"],
         default="sorted",
         required=True,
+        wrap=True,
         key="spread",
         persist_state="session",
         label_visibility="collapsed",

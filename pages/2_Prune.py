@@ -89,6 +89,7 @@ def master() -> None:
         "Which go first",
         ["standard", "reversed", "random"],
         required=True,
+        wrap=True,
         key="order",
         help="standard: lowest scores; reversed: highest; random: by lot",
         persist_state="session",
@@ -117,7 +118,7 @@ def presets() -> None:
     )
 
 
-work, numbers = st.columns([5, 3], gap="large")
+work, numbers = st.columns([3, 2], gap="large")
 with work:
     master()
     presets()
@@ -126,6 +127,7 @@ with work:
         list(editors.VIEWS),
         default="Heads",
         required=True,
+        wrap=True,
         key="view",
         persist_state="session",
         label_visibility="collapsed",

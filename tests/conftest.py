@@ -1,4 +1,4 @@
-"""What tests share: a Streamlit server, and a page of a real Chromium.
+"""What tests share: a Streamlit server, a page of a real Chromium, and a model and texts for the dashboard.
 
 A test that uses ``page`` or ``chromium`` gets the marker ``browser``. Where there is no Chromium such tests
 are skipped and named at the end of the run, or fail if AMP_EXPLORE_REQUIRE_BROWSER=1.
@@ -122,17 +122,19 @@ def page(_context):
 @pytest.fixture(scope="session")
 def serve(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[Path, Path], str]]:
-    """``serve(script, cwd)`` starts Streamlit on ``script``, until the session ends; returns its address."""
-    servers: dict[tuple[Path, Path], tuple[subprocess.Popen, str]] = {}
+) -> Iterator[Callable[..., str]]:
+    """``serve(script, cwd, **environment)`` starts Streamlit on ``script``, until the session ends; returns its
+    address. The same call again returns the same server."""
+    servers: dict[tuple, tuple[subprocess.Popen, str]] = {}
 
-    def start(script: Path, cwd: Path) -> str:
-        if (script, cwd) not in servers:
+    def start(script: Path, cwd: Path, **environment: str) -> str:
+        key = (script, cwd, *sorted(environment.items()))
+        if key not in servers:
             log = tmp_path_factory.mktemp("server") / f"{script.stem}.log"
-            servers[script, cwd] = _start_streamlit(script, cwd, log)
+            servers[key] = _start_streamlit(script, cwd, log, environment)
             pytestconfig.stash[SERVER_LOGS].append(log)
-            _wait_until_healthy(*servers[script, cwd], log)
-        return servers[script, cwd][1]
+            _wait_until_healthy(*servers[key], log)
+        return servers[key][1]
 
     yield start
     for process, _ in servers.values():
@@ -144,7 +146,36 @@ def serve(
             process.wait()
 
 
-def _start_streamlit(script: Path, cwd: Path, log: Path) -> tuple[subprocess.Popen, str]:
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama with a tokenizer of one token per character; every job on it is done at once."""
+    from made_up import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with a small made-up text in place of Wikipedia, and nothing else."""
+    from made_up import made_up_text
+
+    from amp_explore import assets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMP_EXPLORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        folder = assets.TEXTS.folder
+        folder.mkdir(parents=True)
+        articles = (f"<doc id={number}>\n{made_up_text(1000, number)}\n</doc>\n" for number in range(40))
+        (folder / "wiki.utf8").write_text("".join(articles))
+        for name in ("c4.utf8", "code.utf8", "LICENSE"):
+            (folder / name).touch()
+        assets.TEXTS.write_manifest(folder)
+        return assets.cache_root()
+
+
+def _start_streamlit(
+    script: Path, cwd: Path, log: Path, environment: dict[str, str]
+) -> tuple[subprocess.Popen, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -153,10 +184,9 @@ def _start_streamlit(script: Path, cwd: Path, log: Path) -> tuple[subprocess.Pop
     command += ["--browser.gatherUsageStats", "false"]
     # A script outside cwd finds the package all the same.
     path = os.pathsep.join(filter(None, [str(cwd), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, **environment}
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=cwd, env={**os.environ, "PYTHONPATH": path}, stdout=output, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=cwd, env=env, stdout=output, stderr=subprocess.STDOUT)
     return process, f"http://127.0.0.1:{port}"
 
 

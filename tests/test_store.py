@@ -1,5 +1,6 @@
 """The cache answers what a fresh computation would, and survives killed writers, damage and company."""
 
+import copy
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from tiny import random_plan, tiny, tokens
 
 from amp_explore.calibration import TokenWindows
 from amp_explore.errors import PlanError
+from amp_explore.models.loading import from_model
 from amp_explore.plan import PruningPlan
 from amp_explore.statistics import ActivationStatistics, collect
 from amp_explore.store import Store, key_digest, write_atomically
@@ -412,6 +414,18 @@ def test_what_a_result_depends_on_is_in_its_key(tmp_path, change):
         plan = PruningPlan.empty(loaded.shape)
     with pytest.raises(Unwanted):
         bench.perplexity(loaded, plan, windows, progress=no_work)
+
+
+def test_sliced_models_are_told_apart_by_what_they_are_not_by_where_they_lie(tmp_path):
+    """Models come and go, and Python gives the next one the address of the last."""
+    bench = Workbench(Store(tmp_path))
+
+    def sliced(dtype):
+        loaded = from_model(copy.deepcopy(tiny("llama", dtype).model), None, fingerprint="0" * 16)
+        return bench.sliced(loaded, random_plan(loaded, 1))
+
+    exact, again, rough = sliced("float32"), sliced("float32"), sliced("bfloat16")
+    assert again is exact and (exact.dtype, rough.dtype) == (torch.float32, torch.bfloat16)
 
 
 def test_the_keys_of_statistics_are_plain_text_that_a_person_can_read(tmp_path):

@@ -22,7 +22,7 @@ def live_panel(state: Session) -> None:
     """Costs and perplexity of the plan beside the dense model; perplexity is measured in the background."""
     costs(state)
     windows = st.select_slider(
-        "Live perplexity on windows of 512 tokens",
+        "Live windows of 512 tokens",
         _CHOICES,
         value=LIVE_WINDOWS,
         key="live_windows",
@@ -40,16 +40,12 @@ def costs(state: Session) -> None:
         ("KV cache / token", megabytes, "kv_bytes_per_token"),
         ("FLOPs / token", compact, "flops_per_token"),
     )
-    lines = ["| | dense |\n|---|--:|" if state.plan.is_empty else "| | pruned | change | dense |\n|---|--:|--:|--:|"]
+    lines = ["| | dense |\n|---|--:|" if state.plan.is_empty else "| | pruned | dense |\n|---|--:|--:|"]
     for label, shown, name in rows:
         value, reference = getattr(now, name), getattr(dense, name)
         change = signed_percent(value, reference)
-        pruned = (
-            ""
-            if state.plan.is_empty
-            else f"**{shown(value)}** | {f':green[{change}]' if value < reference else change} |"
-        )
-        lines.append(f"| {label} | {pruned} {shown(reference)} |")
+        pruned = f"**{shown(value)}** ({f':green[{change}]' if value < reference else change}) |"
+        lines.append(f"| {label} | {'' if state.plan.is_empty else pruned} {shown(reference)} |")
     st.markdown("\n".join(lines))
     st.caption(f"Exact counts; FLOPs at a context of {CONTEXT} tokens.")
 
@@ -69,11 +65,13 @@ def live_perplexity(state: Session, count: int) -> None:
         _data(windows)
         _measure(state, f"{plan.digest}:{windows.digest}:{loaded.dtype}", windows)
         return
-    change = f"{signed_percent(pruned['value'], dense['value'])} against {dense['value']:.2f} dense"
+    times = pruned["value"] / dense["value"]
+    change = f"{times:,.0f} ×" if times >= 10 else signed_percent(pruned["value"], dense["value"])
+    change += f" against {dense['value']:.2f} dense"
     error = pruned["loss_stderr"]
     st.metric(
         label,
-        f"{pruned['value']:.2f}" if pruned["value"] < 1e6 else f"{pruned['value']:.2e}",
+        f"{pruned['value']:,.2f}" if pruned["value"] < 1e6 else f"{pruned['value']:.2e}",
         None if plan.is_empty else change,
         delta_color="inverse",
         help=f"exp of the mean loss of {pruned['tokens_scored']:,} tokens, {pruned['dtype']} on {pruned['device']}"

@@ -1,0 +1,252 @@
+"""The dashboard's pages as scripts: they render, survive what a link or a form may say, and keep sessions apart."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+import streamlit as st
+import torch
+from streamlit.testing.v1 import AppTest
+from tiny import HEADS, LAYERS, NEURONS, random_plan, tiny
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from amp_explore.models.loading import load
+from amp_explore.plan import PruningPlan
+from amp_explore.ui import session, shell
+
+APP = Path(__file__).parent.parent / "app.py"
+PAGES = {
+    "app.py": ("Overview", "What next?"),
+    "pages/1_Importance.py": ("Importance", "Neurons of layer 0"),
+    "pages/2_Prune.py": ("Prune", None),
+    "pages/3_Evaluate.py": ("Evaluate", "Commonsense"),
+}
+DENSE = (0, 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared(small_cache):
+    """A server's shared state of its own, on the small cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMP_EXPLORE_CACHE", str(small_cache))
+        st.cache_resource.clear()
+        yield
+        st.cache_resource.clear()
+
+
+@pytest.fixture
+def visit(tiny_model):
+    """``visit("pages/2_Prune.py", plan=...)`` opens a page of the tiny model in a new session."""
+
+    def open_page(page: str = "pages/2_Prune.py", **query: str) -> AppTest:
+        app = AppTest.from_file(str(APP), default_timeout=60)
+        app.query_params.update({"model": str(tiny_model)} | query)
+        app.switch_page(page)
+        return settle(app)
+
+    return open_page
+
+
+@pytest.fixture(scope="module")
+def shape(tiny_model):
+    return load(str(tiny_model)).shape
+
+
+def settle(app: AppTest) -> AppTest:
+    """Run until no job is waited for, as the browser's polling does."""
+    deadline = time.monotonic() + 60
+    app.run()
+    while any(button.label == "Cancel" for button in app.button):
+        assert time.monotonic() < deadline, "a job did not end"
+        time.sleep(0.05)
+        app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def removed(app: AppTest) -> tuple[int, int]:
+    """Heads and neurons that the sidebar says are removed."""
+    text = "\n".join(markdown.value for markdown in app.sidebar.markdown)
+    heads = re.search(rf"\*\*(\d+)\*\* of {LAYERS * HEADS} heads removed", text)
+    neurons = re.search(rf"\*\*(\d+)\*\* of {LAYERS * NEURONS} neurons removed", text)
+    return int(heads[1]), int(neurons[1])
+
+
+def counts(plan: PruningPlan) -> tuple[int, int]:
+    return int(plan.removed_per_layer("heads").sum()), int(plan.removed_per_layer("neurons").sum())
+
+
+def errors(app: AppTest) -> str:
+    return "\n".join(error.value for error in app.error)
+
+
+def press(app: AppTest, label: str) -> None:
+    next(button for button in app.button if button.label == label).click()
+    settle(app)
+
+
+def load_model(app: AppTest, source: object) -> None:
+    """Type a source into the sidebar's form and submit it."""
+    app.sidebar.text_input[0].input(str(source))
+    press(app, "Load")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_renders(visit, page):
+    app = visit(page)
+    title, subheader = PAGES[page]
+    assert [each.value for each in app.title] == [title]
+    assert subheader is None or subheader in [each.value for each in app.subheader]
+    assert removed(app) == DENSE
+    assert errors(app) == ""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_takes_up_the_plan_of_its_link(visit, shape, tiny_model, page):
+    plan = random_plan(load(str(tiny_model)), 3)
+    app = visit(page, plan=plan.to_token())
+    assert removed(app) == counts(plan) != DENSE
+    assert errors(app) == ""
+    assert app.query_params["plan"] in (plan.to_token(), [plan.to_token()])
+
+
+def test_the_empty_looking_extremes_of_a_plan_render(visit, shape):
+    """Nothing is left of any layer, and still every page works."""
+    plan = PruningPlan.empty(shape)
+    for layer in range(LAYERS):
+        plan = plan.with_units("heads", layer, range(HEADS), True).with_units("neurons", layer, range(NEURONS), True)
+    for page in PAGES:
+        app = visit(page, plan=plan.to_token())
+        assert removed(app) == (LAYERS * HEADS, LAYERS * NEURONS)
+        assert errors(app) == ""
+
+
+@pytest.mark.parametrize(
+    "token", ["garbage", "%00é", "~", "~../../etc/passwd", "~0123456789abcdef", "A" * 9000, "eJwDAAAAAAE"]
+)
+def test_a_nonsense_plan_in_the_link_is_told_and_dropped(visit, token):
+    app = visit(plan=token)
+    assert "plan" in errors(app) and "The page goes on with the dense model." in errors(app)
+    assert removed(app) == DENSE
+    assert "plan" not in app.query_params
+    press(app, "AMP 20 %")
+    assert removed(app) != DENSE
+
+
+def test_a_truncated_plan_in_the_link_is_told_and_dropped(visit, tiny_model):
+    token = random_plan(load(str(tiny_model)), 3).to_token()
+    app = visit(plan=token[:-5])
+    assert "damaged" in errors(app)
+    assert removed(app) == DENSE
+
+
+def test_a_plan_of_another_model_in_the_link_is_told_and_dropped(visit):
+    app = visit(plan=random_plan(tiny("llama-biases"), 3).to_token())
+    assert "made for another model" in errors(app)
+    assert removed(app) == DENSE
+
+
+def test_a_notice_can_be_dismissed(visit):
+    app = visit(plan="garbage")
+    app.button("dismiss-0").click()
+    settle(app)
+    assert errors(app) == ""
+
+
+# Models that cannot be had
+
+
+@pytest.fixture(params=["missing", "pickled", "nonsense.gguf", "unknown architecture", "empty folder"])
+def bad_source(request, tmp_path) -> tuple[Path, str]:
+    """What is asked for, and what the message must speak of."""
+    path = tmp_path / request.param.replace(" ", "-")
+    match request.param:
+        case "missing":
+            return path, "missing"
+        case "nonsense.gguf":
+            path.write_bytes(b"nonsense" * 100)
+            return path, "gguf"
+        case "empty folder":
+            path.mkdir()
+            return path, "config.json"
+        case "pickled":
+            model = tiny("llama").model
+            path.mkdir()
+            model.config.save_pretrained(path)
+            torch.save(model.state_dict(), path / "pytorch_model.bin")
+            return path, "safetensors"
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=50, n_positions=16)
+    GPT2LMHeadModel(config).save_pretrained(path)
+    return path, "gpt2"
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_one_before(visit, bad_source):
+    source, about = bad_source
+    app = visit()
+    press(app, "AMP 20 %")
+    before = removed(app)
+    load_model(app, source)
+    assert about in errors(app)
+    assert removed(app) == before != DENSE
+    assert any("**tiny**" in caption.value for caption in app.sidebar.caption)
+
+
+def test_a_link_to_a_model_that_cannot_be_loaded_falls_back_to_the_default(
+    visit, bad_source, tiny_model, monkeypatch
+):
+    source, about = bad_source
+    for module in (session, shell):
+        monkeypatch.setattr(module, "DEFAULT_MODEL", str(tiny_model))
+    app = visit(model=str(source))
+    assert about in errors(app)
+    assert removed(app) == DENSE
+    assert "model" not in app.query_params
+
+
+def test_a_default_model_that_cannot_be_loaded_is_told_and_may_be_tried_again(visit, tmp_path, monkeypatch):
+    missing = str(tmp_path / "missing")
+    for module in (session, shell):
+        monkeypatch.setattr(module, "DEFAULT_MODEL", missing)
+    app = visit(model=missing)
+    assert "missing" in errors(app)
+    assert "Try again" in [button.label for button in app.button]
+
+
+# Sessions
+
+
+def test_sessions_do_not_see_each_others_plans(visit):
+    one, other = visit(), visit()
+    press(one, "AMP 20 %")
+    first = removed(one)
+    press(other, "AMP 30 %")
+    assert DENSE != first != removed(other) != DENSE
+    assert removed(settle(one)) == first
+    press(one, "Back to the dense model")
+    assert removed(one) == DENSE != removed(settle(other))
+
+
+def test_each_model_keeps_its_own_plan(visit, tiny_model, tmp_path):
+    tiny("llama-biases").model.save_pretrained(tmp_path / "second")
+    for file in tiny_model.glob("tokenizer*"):
+        (tmp_path / "second" / file.name).write_bytes(file.read_bytes())
+    app = visit()
+    press(app, "AMP 20 %")
+    before = removed(app)
+    load_model(app, tmp_path / "second")
+    assert removed(app) == DENSE
+    load_model(app, tiny_model)
+    assert removed(app) == before != DENSE
+    assert errors(app) == ""
+
+
+def test_the_plan_stays_from_page_to_page(visit):
+    app = visit()
+    press(app, "AMP 20 %")
+    before = removed(app)
+    for page in PAGES:
+        app.switch_page(page)
+        assert removed(settle(app)) == before != DENSE
