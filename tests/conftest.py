@@ -120,9 +120,7 @@ def page(_context):
 
 
 @pytest.fixture(scope="session")
-def serve(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., str]]:
+def serve(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
     """``serve(script, cwd, **environment)`` starts Streamlit on ``script``, until the session ends; returns its
     address. The same call again returns the same server."""
     servers: dict[tuple, tuple[subprocess.Popen, str]] = {}
@@ -173,9 +171,7 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return assets.cache_root()
 
 
-def _start_streamlit(
-    script: Path, cwd: Path, log: Path, environment: dict[str, str]
-) -> tuple[subprocess.Popen, str]:
+def _start_streamlit(script: Path, cwd: Path, log: Path, environment: dict[str, str]) -> tuple[subprocess.Popen, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -194,9 +194,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_one_before(visit, bad_source):
     assert any("**tiny**" in caption.value for caption in app.sidebar.caption)
 
 
-def test_a_link_to_a_model_that_cannot_be_loaded_falls_back_to_the_default(
-    visit, bad_source, tiny_model, monkeypatch
-):
+def test_a_link_to_a_model_that_cannot_be_loaded_falls_back_to_the_default(visit, bad_source, tiny_model, monkeypatch):
     source, about = bad_source
     for module in (session, shell):
         monkeypatch.setattr(module, "DEFAULT_MODEL", str(tiny_model))

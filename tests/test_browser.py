@@ -1,0 +1,460 @@
+"""The dashboard as people use it, in a real Chromium: gestures, undo, links, files, jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import HEADS, LAYERS, NEURONS, random_plan
+
+from amp_explore import assets
+from amp_explore.calibration import calibration_windows
+from amp_explore.criteria import score
+from amp_explore.models.loading import load
+from amp_explore.plan import PruningPlan
+from amp_explore.statistics import collect
+
+ROOT = Path(__file__).parent.parent
+APP = ROOT / "app.py"
+SIDEBAR = "[data-testid=stSidebar]"
+METRIC = "[data-testid=stMetric]"
+ALL_HEADS, ALL_NEURONS = LAYERS * HEADS, LAYERS * NEURONS
+
+
+@pytest.fixture(scope="session")
+def server(serve, small_cache) -> str:
+    return serve(APP, ROOT, AMP_EXPLORE_CACHE=str(small_cache))
+
+
+@pytest.fixture(scope="session")
+def fetched_cache(tmp_path_factory) -> Path:
+    """A cache folder with what `fetch` brought and its statistics, but no measurements."""
+    folder, real = tmp_path_factory.mktemp("fetched"), assets.cache_root()
+    for name in ("assets", "models"):
+        (folder / name).symlink_to(real / name)
+    if (real / "statistics").exists():
+        shutil.copytree(real / "statistics", folder / "statistics")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shape(tiny_model):
+    return load(str(tiny_model)).shape
+
+
+@pytest.fixture
+def visit(page, server, tiny_model):
+    """``visit("Prune", plan=...)`` opens a page of the tiny model, once its model is loaded."""
+    return lambda path="Prune", **query: visit_page(page, server, path, model=str(tiny_model), **query)
+
+
+def visit_page(page, server: str, path: str, **query: str):
+    page.goto(f"{server}/{path}?{urlencode(query)}")
+    sidebar(page, "heads removed")
+    return page
+
+
+# ---- what the tests see and do
+
+
+def expect(locator):
+    from playwright.sync_api import expect
+
+    return expect(locator)
+
+
+def sidebar(page, text: str | re.Pattern) -> None:
+    """Wait until the sidebar says this."""
+    expect(page.locator(SIDEBAR)).to_contain_text(text, timeout=60_000)
+
+
+def heads_removed(page, count: int) -> None:
+    sidebar(page, re.compile(rf"(?<!\d){count} of {ALL_HEADS} heads removed"))
+
+
+def settle(page) -> None:
+    """Wait until no script runs and no job is waited for."""
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0, timeout=60_000)
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
+
+
+def counts(page) -> tuple[int, int]:
+    """Heads and neurons removed, as the sidebar says once the page is at rest."""
+    settle(page)
+    text = page.locator(SIDEBAR).text_content()
+    return tuple(
+        int(re.search(rf"(\d+) of {total} {unit} removed", text)[1])
+        for total, unit in ((ALL_HEADS, "heads"), (ALL_NEURONS, "neurons"))
+    )
+
+
+def other_counts(page, before: tuple[int, int]) -> tuple[int, int]:
+    """The counts once they are no longer these."""
+    heads, neurons = before
+    same = re.compile(rf"(?<!\d){heads} of {ALL_HEADS} heads removed\s*{neurons} of {ALL_NEURONS} neurons removed")
+    expect(page.locator(SIDEBAR)).not_to_contain_text(same, timeout=60_000)
+    return counts(page)
+
+
+def press(page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def plan_of(page, shape) -> PruningPlan:
+    """The plan in the address bar."""
+    (token,) = parse_qs(urlsplit(page.url).query)["plan"]
+    return PruningPlan.from_token(token, shape)
+
+
+def place(page, name: str, layer: int, expression: str) -> tuple[float, float]:
+    """Page coordinates in a layer's row of a canvas, at ``expression`` of its view from its left."""
+    root = page.locator(f'[class*="st-key-{name}-"] .view')
+    canvas = root.locator(".stage canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = root.evaluate(f"({{ view }}) => [{expression}, view.top + ({layer} + 0.5) * view.rowHeight]")
+    return box["x"] + x, box["y"] + y
+
+
+def cell(page, layer: int, head: int) -> tuple[float, float]:
+    return place(page, "head-grid", layer, f"view.left + ({head} + 0.5) * view.cellWidth")
+
+
+def drag(page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=4)
+    page.mouse.up()
+
+
+def open_expander(page, name: str) -> None:
+    page.locator("[data-testid=stExpander] summary", has_text=name).click()
+
+
+def download(page, name: str) -> bytes:
+    with page.expect_download() as started:
+        press(page, name)
+    return Path(started.value.path()).read_bytes()
+
+
+def upload(page, path: Path) -> None:
+    page.locator(f"{SIDEBAR} [data-testid=stFileUploader] input[type=file]").set_input_files(path)
+
+
+# ---- links
+
+
+@pytest.mark.parametrize("path", ["", "Importance", "Prune", "Evaluate"])
+def test_a_link_to_any_page_is_answered_by_a_server_that_has_just_started(
+    page, serve, small_cache, tiny_model, tmp_path, path
+):
+    cache = shutil.copytree(small_cache, tmp_path / "cache")
+    visit_page(page, serve(APP, ROOT, AMP_EXPLORE_CACHE=str(cache)), path, model=str(tiny_model))
+    heads_removed(page, 0)
+    expect(page.get_by_role("heading", name=path or "Overview", exact=True)).to_be_visible()
+    for name in ("Overview", "Importance", "Prune", "Evaluate"):
+        expect(page.locator(SIDEBAR).get_by_role("link", name=name)).to_be_visible()
+    settle(page)
+    expect(page.locator("[data-testid=stException]")).to_have_count(0)
+
+
+def test_the_plan_survives_a_reload_a_new_tab_and_the_pages(page, visit, shape):
+    visit()
+    press(page, "AMP 20 %")
+    kept = other_counts(page, (0, 0))
+    plan = plan_of(page, shape)
+    page.reload()
+    sidebar(page, "heads removed")
+    assert counts(page) == kept
+    tab = page.context.new_page()
+    tab.goto(page.url)
+    sidebar(tab, "heads removed")
+    assert counts(tab) == kept
+    assert plan_of(tab, shape) == plan
+    tab.close()
+    for name in ("Evaluate", "Importance", "Overview", "Prune"):
+        page.locator(SIDEBAR).get_by_role("link", name=name).click()
+        expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+        assert counts(page) == kept
+        assert plan_of(page, shape) == plan
+
+
+# ---- the head grid
+
+
+def test_gestures_on_the_head_grid_remove_heads(page, visit, shape):
+    visit()
+    page.mouse.click(*cell(page, 1, 2))
+    heads_removed(page, 1)
+    drag(page, cell(page, 3, 1), cell(page, 2, 0))
+    heads_removed(page, 5)
+    page.mouse.click(*cell(page, 0, 5))
+    heads_removed(page, 6)
+    page.keyboard.down("Shift")
+    page.mouse.click(*cell(page, 0, 3))
+    page.keyboard.up("Shift")
+    heads_removed(page, 8)
+    page.keyboard.press("ArrowLeft")  # from the cell that was last edited
+    page.keyboard.press("Space")
+    heads_removed(page, 9)
+    page.mouse.click(*cell(page, 1, 2))
+    heads_removed(page, 8)
+    settle(page)
+    gone = [np.flatnonzero(layer).tolist() for layer in plan_of(page, shape).heads]
+    assert gone == [[2, 3, 4, 5], [], [0, 1], [0, 1]]
+
+
+def test_undo_and_redo_by_keys_and_by_buttons(page, visit):
+    visit()
+    page.mouse.click(*cell(page, 1, 2))
+    heads_removed(page, 1)
+    page.mouse.click(*cell(page, 2, 2))
+    heads_removed(page, 2)
+    for key, count in (("Control+z", 1), ("Control+z", 0), ("Control+y", 1)):
+        settle(page)
+        page.keyboard.press(key)
+        heads_removed(page, count)
+    for key, count in (("redo", 2), ("undo", 1)):
+        settle(page)
+        page.locator(f".st-key-{key} button").click()
+        heads_removed(page, count)
+    press(page, "Back to the dense model")
+    heads_removed(page, 0)
+    settle(page)
+    page.keyboard.press("Control+z")
+    heads_removed(page, 1)
+
+
+def test_an_open_page_takes_every_one_of_many_fast_clicks(page, visit):
+    visit()
+    settle(page)
+    places = [cell(page, layer, head) for layer in range(LAYERS) for head in range(0, HEADS, 2)]
+    for point in places:
+        page.mouse.click(*point)
+    heads_removed(page, len(places))
+
+
+# ---- presets, strips, locks
+
+
+def test_a_random_control_takes_as_many_units_as_the_plan(page, visit, shape):
+    visit()
+    press(page, "AMP 20 %")
+    before = other_counts(page, (0, 0))
+    plan, address = plan_of(page, shape), page.url
+    page.get_by_role("button", name="Random control").click()
+    page.wait_for_url(lambda url: url != address)
+    assert counts(page) == before
+    drawn = plan_of(page, shape)
+    assert drawn != plan
+    for unit in ("heads", "neurons"):
+        np.testing.assert_array_equal(drawn.removed_per_layer(unit), plan.removed_per_layer(unit))
+
+
+def test_dragging_a_ratio_removes_neurons_and_perplexity_follows(page, visit, shape):
+    visit()
+    settle(page)
+    page.get_by_text("Neuron ratios", exact=True).click()
+    page.locator('[class*="st-key-neurons-strips-"] .view canvas').first.wait_for()
+    settle(page)
+    at = [place(page, "neurons-strips", 2, f"view.left + {part} * view.bodyWidth") for part in (0, 0.5)]
+    drag(page, *at)
+    sidebar(page, re.compile(rf"(?<!\d){NEURONS // 2} of {ALL_NEURONS} neurons removed"))
+    expect(page.locator(METRIC)).to_contain_text("against", timeout=60_000)
+    assert re.search(r"\d+\.\d\d", page.locator("[data-testid=stMetricValue]").text_content())
+    settle(page)
+    assert plan_of(page, shape).removed_per_layer("neurons").tolist() == [0, 0, NEURONS // 2, 0]
+
+
+def test_a_locked_layer_stays_as_it_is_under_a_preset(page, visit, shape):
+    visit()
+    page.mouse.click(*cell(page, 1, 2))
+    heads_removed(page, 1)
+    settle(page)
+    page.mouse.click(*place(page, "head-grid", 1, "view.lockX + 12"))
+    expect(page.get_by_text("left as they are by every control: layer 1.")).to_be_visible()
+    press(page, "AMP 30 %")
+    other_counts(page, (1, 0))
+    plan = plan_of(page, shape)
+    assert np.flatnonzero(plan.heads[1]).tolist() == [2]
+    neurons = plan.removed_per_layer("neurons")
+    assert neurons[1] == 0 and all(neurons[[0, 2, 3]] > 0)
+
+
+def test_the_number_of_a_layer_opens_its_neurons(page, visit, shape):
+    visit()
+    page.mouse.click(*place(page, "head-grid", 2, "view.left - 14"))
+    expect(page.get_by_text(f"0 of {NEURONS} neurons of layer 2 removed")).to_be_visible()
+    settle(page)
+    grid = "neuron-grid"
+    page.mouse.click(*place(page, grid, 0, "view.left + 3.5 * view.cellWidth"))
+    expect(page.get_by_text(f"1 of {NEURONS} neurons of layer 2 removed")).to_be_visible()
+    settle(page)
+    assert [np.flatnonzero(layer).tolist() for layer in plan_of(page, shape).neurons] == [[], [], [3], []]
+
+
+# ---- files
+
+
+def test_a_downloaded_plan_uploaded_elsewhere_is_the_same_plan(page, visit, shape, tmp_path):
+    visit()
+    press(page, "AMP 20 %")
+    before = other_counts(page, (0, 0))
+    plan = plan_of(page, shape)
+    open_expander(page, "Plan file")
+    file = tmp_path / "plan.json"
+    file.write_bytes(download(page, "Download plan"))
+    assert PruningPlan.load(file, shape) == plan
+    visit()
+    heads_removed(page, 0)
+    open_expander(page, "Plan file")
+    upload(page, file)
+    assert other_counts(page, (0, 0)) == before
+    assert plan_of(page, shape) == plan
+
+
+def test_a_truncated_plan_is_refused_and_the_plan_left_alone(page, visit, tiny_model, tmp_path):
+    plan = random_plan(load(str(tiny_model)), 3)
+    visit(plan=plan.to_token())
+    before = counts(page)
+    open_expander(page, "Plan file")
+    file = tmp_path / "plan.json"
+    file.write_text(plan.to_json()[:-50])
+    upload(page, file)
+    message = page.get_by_text("Your plan is as it was.")
+    expect(message).to_contain_text("plan.json: not a plan")
+    assert counts(page) == before != (0, 0)
+    page.locator(".st-key-dismiss-0 button").click()
+    expect(message).to_have_count(0)
+
+
+# ---- Importance
+
+
+def test_a_click_on_a_heatmap_opens_the_layer(page, visit):
+    visit("Importance")
+    for name, layer in (("heads_map", 2), ("neurons_map", 1)):
+        settle(page)
+        plot = page.locator(f".st-key-{name} .nsewdrag").first
+        plot.scroll_into_view_if_needed()
+        box = plot.bounding_box()
+        page.mouse.move(box["x"] + box["width"] * 1.5 / HEADS, box["y"] + box["height"] * (layer + 0.5) / LAYERS)
+        page.wait_for_timeout(250)  # Plotly takes a click only where it has seen the pointer
+        page.mouse.down()
+        page.mouse.up()
+        expect(page.get_by_role("heading", name=f"Neurons of layer {layer}")).to_be_visible()
+
+
+def test_the_downloaded_scores_are_the_engines(page, visit, tiny_model, small_cache, tmp_path, monkeypatch):
+    visit("Importance")
+    settle(page)
+    file = tmp_path / "amp.csv"
+    file.write_bytes(download(page, "CSV"))
+    table = pd.read_csv(file)
+    monkeypatch.setenv("AMP_EXPLORE_CACHE", str(small_cache))
+    loaded = load(str(tiny_model))
+    expected = score(loaded, collect(loaded, calibration_windows(loaded.tokenizer)), "amp")
+    for unit, layers in (("head", expected.heads), ("neuron", expected.neurons)):
+        for number, values in enumerate(layers):
+            rows = table[(table.unit == unit) & (table.layer == number)]
+            assert rows["index"].tolist() == list(range(len(values)))
+            np.testing.assert_allclose(rows.score, values, rtol=1e-4)
+    assert len(table) == ALL_HEADS + ALL_NEURONS
+
+
+# ---- Evaluate
+
+
+def test_speed_is_measured_and_kept(page, visit, tiny_model):
+    visit("Evaluate", plan=random_plan(load(str(tiny_model)), 2).to_token())
+    settle(page)
+    expect(page.get_by_text("Not measured for this plan yet.")).to_be_visible()
+    for label, value in (("Repeats", 2), ("New tokens", 4)):
+        field = page.get_by_label(label, exact=True)
+        field.fill(str(value))
+        field.press("Enter")
+        settle(page)
+    press(page, "Measure")
+    result = page.get_by_text("Median with quartiles of 2 rounds")
+    expect(result).to_be_visible(timeout=60_000)
+    expect(result).to_contain_text("new_tokens 4")
+    page.reload()
+    expect(result).to_be_visible(timeout=60_000)
+
+
+@pytest.mark.demo
+def test_a_commonsense_run_can_be_cancelled(page, serve, fetched_cache, tiny_model):
+    visit_page(page, serve(APP, ROOT, AMP_EXPLORE_CACHE=str(fetched_cache)), "Evaluate", model=str(tiny_model))
+    settle(page)
+    field = page.get_by_label("Questions per task (0: all)")
+    field.fill("0")
+    field.press("Enter")
+    settle(page)
+    press(page, "Evaluate")
+    expect(page.get_by_text(re.compile("^Commonsense: "))).to_be_visible(timeout=60_000)
+    press(page, "Cancel")
+    settle(page)
+    expect(page.get_by_text("No results for these settings yet.")).to_be_visible()
+    expect(page.get_by_role("button", name="Evaluate", exact=True)).to_be_enabled()
+    expect(page.locator("[data-testid=stException]")).to_have_count(0)
+
+
+# ---- looks
+
+
+def test_prune_renders_in_the_dark(chromium, server, tiny_model):
+    context = chromium.new_context(color_scheme="dark")
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    visit_page(page, server, "Prune", model=str(tiny_model))
+    settle(page)
+    page.mouse.click(*cell(page, 1, 2))
+    heads_removed(page, 1)
+    background = page.locator("[data-testid=stApp]").evaluate("element => getComputedStyle(element).backgroundColor")
+    assert max(int(part) for part in re.findall(r"\d+", background)[:3]) < 80
+    context.close()
+    assert errors == []
+
+
+# ---- the demo model
+
+
+@pytest.mark.demo
+def test_the_command_line_measures_the_perplexity_that_the_browser_shows(page, serve, fetched_cache, tmp_path):
+    visit_page(page, serve(APP, ROOT, AMP_EXPLORE_CACHE=str(fetched_cache)), "Prune")
+    settle_long = 300_000
+    page.get_by_role("button", name="AMP 20 %").wait_for(timeout=settle_long)
+    slider = page.locator("[data-testid=stSlider]", has_text="Live perplexity on windows").get_by_role("slider")
+    slider.press("ArrowLeft")
+    slider.press("ArrowLeft")
+    press(page, "AMP 20 %")
+    expect(page.locator(METRIC)).to_contain_text("against", timeout=settle_long)
+    settle(page)
+    expect(page.get_by_text("wiki, evaluation half: 1 windows, 512 tokens")).to_be_visible()
+    shown = page.locator("[data-testid=stMetricValue]").text_content().strip()
+    open_expander(page, "Plan file")
+    plan, result = tmp_path / "plan.json", tmp_path / "result.json"
+    plan.write_bytes(download(page, "Download plan"))
+
+    fresh = tmp_path / "cache"
+    fresh.mkdir()
+    for name in ("assets", "models"):
+        (fresh / name).symlink_to(fetched_cache / name)
+    command = [sys.executable, "-m", "amp_explore", "measure", "--model", "demo", "--plan", str(plan)]
+    command += ["--perplexity", "--windows", "1", "--json", str(result)]
+    environment = {**os.environ, "AMP_EXPLORE_CACHE": str(fresh)}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+    measured = json.loads(result.read_text())
+    assert f"{measured['pruned']['value']:.2f}" == shown
+    assert measured["pruned"]["perplexity"]["value"] > measured["dense"]["perplexity"]["value"]
