@@ -1,4 +1,4 @@
-"""Things to test with that need no download: model shapes and plans by the thousand, a tokenizer, folders of tiny models."""
+"""What tests need without a download: model shapes and plans by the thousand, a tokenizer, folders of tiny models."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def layer_shape(
     )
 
 
-def model_shape(layers: tuple[LayerShape, ...], *, others: int = 0, fingerprint: str = "0123456789abcdef") -> ModelShape:
+def model_shape(
+    layers: tuple[LayerShape, ...], *, others: int = 0, fingerprint: str = "0123456789abcdef"
+) -> ModelShape:
     """A model of these layers with `others` parameters outside heads and neurons."""
     return ModelShape(
         fingerprint=fingerprint,
         layers=layers,
         parameters=sum(layer.prunable_parameters for layer in layers) + others,
         matmul_parameters=sum(
-            layer.heads * layer.head_weights
-            + layer.kv_heads * layer.kv_weights
-            + layer.neurons * layer.neuron_weights
+            layer.heads * layer.head_weights + layer.kv_heads * layer.kv_weights + layer.neurons * layer.neuron_weights
             for layer in layers
         ),
         bytes_per_parameter=4,
@@ -81,7 +81,7 @@ def layer_shapes(draw, hidden: int) -> LayerShape:
 
 @st.composite
 def model_shapes(draw, *, ragged: bool | None = None) -> ModelShape:
-    """Grouped-query and multi-head, tiny and wide, heads larger than the MLP; `ragged`: layers differ (None: either)."""
+    """Grouped-query and multi-head, tiny and wide, heads larger than the MLP; `ragged`: layers differ, or either."""
     hidden = draw(st.integers(1, 64))
     layers = draw(st.lists(layer_shapes(hidden), min_size=1, max_size=5))
     if ragged is False or (ragged is None and draw(st.booleans())):

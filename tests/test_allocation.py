@@ -31,7 +31,8 @@ LLAMA_2_7B = model_shape((_LLAMA_LAYER,) * 32, others=_LLAMA_OTHERS)
 
 def scores_of(shape, seed=0) -> Scores:
     lot = np.random.default_rng(seed)
-    return Scores(*(tuple(lot.random(width, np.float32) for width in widths) for widths in (shape.heads, shape.neurons)))
+    heads, neurons = (tuple(lot.random(n, np.float32) for n in widths) for widths in (shape.heads, shape.neurons))
+    return Scores(heads, neurons)
 
 
 def slack(shape) -> int:

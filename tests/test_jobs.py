@@ -1,4 +1,4 @@
-"""The queue: one job at a time, urgent ones in between, cancel at any stage, and no job that takes the worker with it."""
+"""The queue: one job at a time, urgent ones in between, cancel at any stage; no job takes the worker with it."""
 
 import threading
 from contextlib import contextmanager

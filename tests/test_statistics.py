@@ -137,7 +137,8 @@ def test_unknown_criterion_is_refused_with_the_known_ones():
 
 def random_scores(shape) -> Scores:
     lot = np.random.default_rng(0)
-    return Scores(*(tuple(lot.random(width, np.float32) for width in widths) for widths in (shape.heads, shape.neurons)))
+    heads, neurons = (tuple(lot.random(n, np.float32) for n in widths) for widths in (shape.heads, shape.neurons))
+    return Scores(heads, neurons)
 
 
 EVEN = model_shape((layer_shape(hidden=8, heads=4, kv_heads=2, head_dim=4, neurons=9),) * 3)

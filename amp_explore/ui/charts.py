@@ -55,8 +55,7 @@ def heatmap(grid: np.ndarray, scale: Scale, *, x: str, hover: np.ndarray, height
     figure = go.Figure(
         go.Heatmap(
             z=shaded,
-            text=hover,
-            hovertemplate="%{text}<extra></extra>",
+            hoverinfo="skip",
             colorscale="Viridis",
             zmin=0,
             zmax=1,
@@ -65,19 +64,21 @@ def heatmap(grid: np.ndarray, scale: Scale, *, x: str, hover: np.ndarray, height
             colorbar={"tickvals": [0, 1], "ticktext": [low, high], "thickness": 12},
         )
     )
-    # A heatmap does not report clicks; invisible points on its cells do.
+    # A heatmap does not report clicks; invisible points on its cells do, and so they carry the hover text too.
     layers, units = np.nonzero(~np.isnan(grid))
     figure.add_scatter(
         x=units,
         y=layers,
         mode="markers",
         marker={"opacity": 0, "size": 14},
-        hoverinfo="skip",
+        text=hover[layers, units],
+        hovertemplate="%{text}<extra></extra>",
         showlegend=False,
     )
     figure.update_xaxes(title=x, showgrid=False, zeroline=False, range=[-0.5, grid.shape[1] - 0.5])
     figure.update_yaxes(title="layer", range=[len(grid) - 0.5, -0.5], showgrid=False, zeroline=False)
     figure.update_layout(height=height, margin={"t": 10, "b": 40, "l": 50, "r": 10}, dragmode="pan")
+    figure.update_layout(hovermode="closest", hoverdistance=-1)  # the nearest cell, wherever in it the pointer is
     return figure
 
 

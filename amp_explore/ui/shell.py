@@ -58,8 +58,12 @@ def open_page(title: str) -> Session:
         _model_picker(state)
         files = st.container()
     st.title(title)
-    _notices(state)
-    _load(state)
+    notices = st.container()
+    try:
+        _load(state)
+    finally:  # also when the script stops there, or starts over: a message must not wait for the next model
+        with notices:
+            _notices(state)
     with vitals:
         _vitals(state)
     with files, st.expander("Plan file", icon=":material/description:"):
