@@ -4,7 +4,7 @@ import streamlit as st
 
 from amp_explore.ui.charts import heads_heatmap
 from amp_explore.ui.live import costs, live_perplexity
-from amp_explore.ui.session import Calibration
+from amp_explore.ui.session import Calibration, evaluation
 from amp_explore.ui.shell import open_page, scores_or_wait
 from amp_explore.workbench import LIVE_WINDOWS
 
@@ -34,7 +34,7 @@ with facts:
 with numbers:
     st.subheader("Dense baseline" if state.plan.is_empty else "Current plan")
     costs(state)
-    live_perplexity(state, LIVE_WINDOWS)
+    live_perplexity(state, evaluation(loaded, LIVE_WINDOWS))
 
 st.subheader("What next?")
 for column, (page, title, text) in zip(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.command(options, progress)
     except AmpExploreError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except sqlite3.Error as error:
+        print(
+            f"error: the cache's runs.sqlite cannot be used ({error}); move it away, or set AMP_EXPLORE_CACHE",
+            file=sys.stderr,
+        )
         return 1
     except OSError as error:
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import LayerParts, ModelShape, decoder_layers, layer_parts
@@ -44,9 +45,13 @@ class Scores:
     def load(cls, path: str | Path, shape: ModelShape) -> Scores:
         """Read scores for the model of this shape. Raises `AmpExploreError` where they do not fit."""
         try:
-            tensors = load_file(path)
+            with safe_open(path, "pt") as file:
+                tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         except Exception as error:  # a missing file, a truncated one, another format
             raise AmpExploreError(f"{path}: cannot be read as scores ({error}); make it with `score`") from None
+        made_for = metadata.get("fingerprint", shape.fingerprint)
+        if made_for != shape.fingerprint:
+            raise AmpExploreError(f"{path}: scores of another model (fingerprint {made_for}); score this model first")
         fields = []
         for name, widths in (("heads", shape.heads), ("neurons", shape.neurons)):
             if name in tensors:

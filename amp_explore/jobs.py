@@ -162,4 +162,5 @@ class JobRunner:
             log.exception("job %s failed", job.label)
             job.error, job.state = f"{type(error).__name__}: {error}", "failed"
         finally:
+            job.work = None  # finished jobs are remembered; what they worked on, models among it, must not be
             job.finished.set()

@@ -37,7 +37,7 @@ Key = dict[str, Any]
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurements (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL, plan TEXT NOT NULL,
-    setup TEXT NOT NULL, result TEXT NOT NULL, created REAL NOT NULL);
+    setup TEXT NOT NULL, result TEXT NOT NULL, sha256 TEXT NOT NULL, created REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS measurements_of_plan ON measurements (model, plan, kind); CREATE TABLE IF NOT EXISTS plans
 (digest TEXT PRIMARY KEY, model TEXT NOT NULL, document TEXT NOT NULL, created REAL NOT NULL);
 """
@@ -109,23 +109,21 @@ class Store:
     def find_measurement(self, kind: str, model: str, plan: str, setup: Key) -> Any | None:
         """The kept result, or None."""
         key = _measurement_key(kind, model, plan, setup)
-        rows = self._execute("SELECT result FROM measurements WHERE key = ?", (key,))
-        return json.loads(rows[0][0]) if rows else None
+        rows = self._execute("SELECT result, sha256 FROM measurements WHERE key = ?", (key,))
+        return _checked(*rows[0]) if rows else None
 
     def put_measurement(self, kind: str, model: str, plan: str, setup: Key, result: Any) -> None:
         """Keep a result, in place of an earlier one under the same setup."""
         key = _measurement_key(kind, model, plan, setup)
-        row = (key, kind, model, plan, _canonical(setup), json.dumps(result), time.time())
-        self._execute("INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        text = json.dumps(result)
+        row = (key, kind, model, plan, _canonical(setup), text, _sha256(text), time.time())
+        self._execute("INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
-    def measurements(self, kind: str, model: str, plan: str) -> list[dict[str, Any]]:
-        """All kept results of a plan, newest first: `setup`, `result`, `created` (seconds since 1970)."""
-        query = "SELECT setup, result, created FROM measurements WHERE kind = ? AND model = ? AND plan = ?"
+    def measurements(self, kind: str, model: str, plan: str) -> list[Any]:
+        """All kept results of this kind for a plan, newest first."""
+        query = "SELECT result, sha256 FROM measurements WHERE kind = ? AND model = ? AND plan = ?"
         rows = self._execute(f"{query} ORDER BY created DESC", (kind, model, plan))
-        return [
-            {"setup": json.loads(setup), "result": json.loads(result), "created": created}
-            for setup, result, created in rows
-        ]
+        return [result for row in rows if (result := _checked(*row)) is not None]
 
     # Plans
 
@@ -204,6 +202,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)  # the name that was asked for
         raise
+
+
+def _checked(text: str, sha256: str) -> Any | None:
+    """A kept result, or None where it is no longer what was written."""
+    if _sha256(text) != sha256:
+        log.warning("a kept measurement is damaged; measuring it again")
+        return None
+    return json.loads(text)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _measurement_key(kind: str, model: str, plan: str, setup: Key) -> str:

@@ -10,13 +10,16 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from amp_explore import assets, commonsense, criteria, speed, statistics
 from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
+from amp_explore.errors import AmpExploreError
 from amp_explore.models.loading import LoadedModel, ModelPool
 from amp_explore.perplexity import perplexity
 from amp_explore.plan import PruningPlan
@@ -29,6 +32,9 @@ Data = Literal["offline", "hub"]
 LIVE_WINDOWS = 4
 """Windows of 512 tokens that the dashboard measures perplexity on after each edit, unless asked otherwise."""
 
+VERSION = 1
+"""Part of every cache key; goes up whenever slicing or a measurement changes its numbers."""
+
 _SLICED_KEPT = 3
 
 
@@ -37,7 +43,7 @@ class Workbench:
 
     def __init__(self, store: Store | None = None, pool: ModelPool | None = None) -> None:
         self.store = store or Store(assets.cache_root())
-        self.pool = pool or ModelPool(int(os.environ.get("AMP_EXPLORE_MODELS", "2")))
+        self.pool = pool or ModelPool(_models_in_memory())
         self._sliced: OrderedDict[tuple[str, str, str], PreTrainedModel] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -86,13 +92,14 @@ class Workbench:
         progress: Progress = no_progress,
     ) -> dict[str, Any]:
         """Perplexity under a plan, measured at most once."""
-        return self.store.measurement(
+        result = self.store.measurement(
             "perplexity",
             loaded.shape.fingerprint,
             plan.digest,
             perplexity_setup(loaded, windows),
             lambda: perplexity(self.sliced(loaded, plan), windows, progress=progress),
         )
+        return result | windows.describe()  # the same tokens may go by another name now
 
     def known_perplexity(self, loaded: LoadedModel, plan: PruningPlan, windows: TokenWindows) -> dict[str, Any] | None:
         """What `perplexity` would answer at once, or None."""
@@ -155,6 +162,15 @@ def prepare_demo(progress: Progress = no_progress) -> None:
     bench.perplexity(loaded, PruningPlan.empty(loaded.shape), live, progress=progress)
 
 
+def _models_in_memory() -> int:
+    asked = os.environ.get("AMP_EXPLORE_MODELS", "2")
+    if not asked.isdigit() or int(asked) < 1:
+        raise AmpExploreError(
+            f"AMP_EXPLORE_MODELS is {asked!r}; set it to how many models may stay in memory, 1 or more"
+        )
+    return int(asked)
+
+
 def perplexity_setup(loaded: LoadedModel, windows: TokenWindows) -> Key:
     """Everything but model and plan that a perplexity depends on."""
     return {"windows": windows.digest, **_numerics(loaded)}
@@ -162,7 +178,8 @@ def perplexity_setup(loaded: LoadedModel, windows: TokenWindows) -> Key:
 
 def task_setup(loaded: LoadedModel, task: str, limit: int | None, data: Data) -> Key:
     """Everything but model and plan that a task's accuracy depends on."""
-    return {"task": task, "limit": limit, "data": data, **_numerics(loaded)}
+    harness = {"lm_eval": version("lm_eval"), "tokenizer": loaded.tokenizer_digest}
+    return {"task": task, "limit": limit, "data": data, **harness, **_numerics(loaded)}
 
 
 def _statistics_key(loaded: LoadedModel, windows: TokenWindows) -> Key:
@@ -176,4 +193,10 @@ def _statistics_key(loaded: LoadedModel, windows: TokenWindows) -> Key:
 
 
 def _numerics(loaded: LoadedModel) -> Key:
-    return {"dtype": loaded.dtype, "device": loaded.device.type, "torch": torch.__version__}
+    return {
+        "code": VERSION,
+        "dtype": loaded.dtype,
+        "device": loaded.device.type,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

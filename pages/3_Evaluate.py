@@ -4,27 +4,40 @@ import pandas as pd
 import streamlit as st
 
 from amp_explore.commonsense import TASKS
+from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
 from amp_explore.speed import speedup
 from amp_explore.ui.charts import image_options, side_by_side
 from amp_explore.ui.live import live_perplexity
-from amp_explore.ui.session import Session, workbench
-from amp_explore.ui.shell import latest_job, open_page, show_failure, start, wait_for
+from amp_explore.ui.session import Session, evaluation, workbench
+from amp_explore.ui.shell import latest_job, open_page, own_text, show_failure, start, wait_for
 from amp_explore.ui.text import signed_percent
 from amp_explore.workbench import task_setup
 
+TEXTS = {
+    "wiki": "Wikipedia, evaluation half",
+    "c4": "C4, evaluation half",
+    "code": "Code, evaluation half",
+    "wikitext2": "WikiText-2 test (hub)",
+    "own": "Own text",
+}
+
 
 def perplexity(state: Session) -> None:
-    """Perplexity on as many windows as wanted."""
+    """Perplexity on the text, and on as many windows, as wanted."""
     st.subheader("Perplexity")
-    count = st.select_slider(
-        "Windows of 512 tokens, wiki, evaluation half",
-        [4, 16, 64, 128, 256],
-        4,
-        key="evaluate_windows",
-        persist_state="session",
+    left, right = st.columns([1, 2])
+    source = left.selectbox("Text", list(TEXTS), format_func=TEXTS.get, key="evaluate_text", persist_state="session")
+    count = right.select_slider(
+        "Windows of 512 tokens", [4, 16, 64, 128, 256], 4, key="evaluate_windows", persist_state="session"
     )
-    live_perplexity(state, count)
+    path = own_text(st.container(), "perplexity") if source == "own" else None
+    try:
+        windows = evaluation(state.loaded, count, "wiki" if source == "own" else source, path)
+    except AmpExploreError as error:
+        st.error(str(error))
+        return
+    live_perplexity(state, windows)
 
 
 def commonsense(state: Session) -> None:
@@ -141,7 +154,7 @@ def speed(state: Session) -> None:
     if not kept:
         st.info("Not measured for this plan yet.")
         return
-    result = kept[0]["result"]
+    result = kept[0]
     dense, pruned = result["dense"], result.get("pruned")
     ratio = speedup(dense, pruned) if pruned else {}
     rows = []

@@ -12,7 +12,7 @@ import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +46,15 @@ class LoadedModel:
     def name(self) -> str:
         """A short name for people."""
         return "SmolLM2-135M-Instruct (demo)" if self.source == "demo" else Path(self.source).name
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """Names the tokenizer; the fingerprint names only configuration and weights."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = (
+            backend.to_str() if backend else json.dumps(self.tokenizer and self.tokenizer.get_vocab(), sort_keys=True)
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:

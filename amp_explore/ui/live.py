@@ -28,7 +28,7 @@ def live_panel(state: Session) -> None:
         key="live_windows",
         persist_state="session",
     )
-    live_perplexity(state, windows)
+    live_perplexity(state, evaluation(state.loaded, windows))
 
 
 def costs(state: Session) -> None:
@@ -50,13 +50,12 @@ def costs(state: Session) -> None:
     st.caption(f"Exact counts; FLOPs at a context of {CONTEXT} tokens.")
 
 
-def live_perplexity(state: Session, count: int) -> None:
+def live_perplexity(state: Session, windows: TokenWindows) -> None:
     """Show the plan's perplexity beside the dense one.
 
     What is not known yet is measured in the background; the newest plan wins.
     """
     bench, loaded, plan = workbench(), state.loaded, state.plan
-    windows = evaluation(loaded, count)
     dense, pruned = (bench.known_perplexity(loaded, which, windows) for which in (state.dense, plan))
     label = "Perplexity"
     if dense is None or pruned is None:

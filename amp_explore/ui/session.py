@@ -163,7 +163,7 @@ def windows_of(loaded: LoadedModel, calibration: Calibration) -> TokenWindows:
     return _windows(loaded, loaded.shape.fingerprint, calibration)
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=16, show_spinner="Reading the text …")
 def _windows(_loaded: LoadedModel, fingerprint: str, calibration: Calibration) -> TokenWindows:
     return calibration_windows(
         _loaded.tokenizer,
@@ -174,14 +174,14 @@ def _windows(_loaded: LoadedModel, fingerprint: str, calibration: Calibration) -
     )
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
-def _live_windows(_loaded: LoadedModel, fingerprint: str, count: int) -> TokenWindows:
-    return evaluation_windows(_loaded.tokenizer, windows=count)
+def evaluation(loaded: LoadedModel, count: int, source: str = "wiki", text: str | None = None) -> TokenWindows:
+    """The first `count` windows of an evaluation text, or of the file `text`."""
+    return _evaluation(loaded, loaded.shape.fingerprint, count, source, text)
 
 
-def evaluation(loaded: LoadedModel, count: int) -> TokenWindows:
-    """The first `count` windows of the bundled wiki text's evaluation half."""
-    return _live_windows(loaded, loaded.shape.fingerprint, count)
+@st.cache_resource(max_entries=16, show_spinner="Reading the text …")
+def _evaluation(_loaded: LoadedModel, fingerprint: str, count: int, source: str, text: str | None) -> TokenWindows:
+    return evaluation_windows(_loaded.tokenizer, source, text=text, windows=count)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

@@ -187,17 +187,23 @@ def scoring_options(container) -> tuple[Calibration, str]:
     )
     if source != "own text":
         return Calibration(source=source, windows=windows), criterion
-    upload = container.file_uploader("Calibration text (UTF-8)", type=["txt", "md", "text"])
+    path = own_text(container, "calibration")
+    return Calibration(text=path, windows=windows), criterion
+
+
+def own_text(container, purpose: str) -> str | None:
+    """The path of the text that the person uploaded for this purpose; None, and Wikipedia instead, before that."""
+    upload = container.file_uploader(f"Text for {purpose} (UTF-8)", type=["txt", "md", "text"])
     if upload is not None:
         data = upload.getvalue()
         path = cache_root() / "texts" / f"{hashlib.sha256(data).hexdigest()[:16]}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
-        st.session_state.own_text = str(path)
-    if "own_text" not in st.session_state:
-        container.info("Upload a text file to score on; until then, Wikipedia is used.")
-        return Calibration(windows=windows), criterion
-    return Calibration(text=st.session_state.own_text, windows=windows), criterion
+        st.session_state[f"text for {purpose}"] = str(path)
+    kept = st.session_state.get(f"text for {purpose}")
+    if kept is None:
+        container.info("Upload a text file; until then, Wikipedia is used.")
+    return kept
 
 
 def _load(state: Session) -> None:
