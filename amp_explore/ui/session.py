@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import streamlit as st
 
 from amp_explore import criteria
-from amp_explore.allocation import Ranking, rank
 from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
 from amp_explore.criteria import Scores
 from amp_explore.errors import AmpExploreError
@@ -195,8 +194,3 @@ def scores_of(loaded: LoadedModel, calibration: Calibration, criterion: str) -> 
     """Scores whose statistics are there already, kept by everything they depend on."""
     windows = windows_of(loaded, calibration)
     return _scores(loaded, loaded.shape.fingerprint, loaded.dtype, windows.digest, windows, criterion)
-
-
-def ranking_of(loaded: LoadedModel, scores: Scores, order: str = "standard", seed: int = 0) -> Ranking:
-    """The order in which units go."""
-    return rank(loaded.shape, scores, order, seed)
