@@ -1,7 +1,4 @@
-"""The dense baseline and the live numbers of the current plan:
-
-every figure stands as pruned, with its change against dense.
-"""
+"""The dense baseline and the live numbers of the current plan, each figure with its change against dense."""
 
 from __future__ import annotations
 
