@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import repeat
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from amp_explore.boundaries import PlanBoundaries
 from amp_explore.calibration import TokenWindows
+from amp_explore.errors import AmpExploreError
+from amp_explore.models.families import context_of, decoder_layers, share
 from amp_explore.progress import Progress, no_progress
 
 _LOGITS = 2**26  # of these, (windows, tokens, vocabulary), exist at a time: 256 MiB in float32
 _WORST = 700.0  # nats: a ruined model may leave the range of floats, and JSON has no infinity and no NaN
 
 
-def perplexity(model: PreTrainedModel, windows: TokenWindows, *, progress: Progress = no_progress) -> dict[str, object]:
+def perplexity(
+    model: PreTrainedModel,
+    windows: TokenWindows,
+    *,
+    boundaries: PlanBoundaries | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, object]:
     """Perplexity of a dense or sliced model on windows of equal length.
 
+    Where `boundaries` knows the hidden states that enter some layer, the layers below it are not run; what comes up
+    above is kept there for the next time. `progress` counts layers, of every batch, and may cancel before each.
+
     Returns `value`, the mean `loss` in nats per token, its standard error over windows `loss_stderr` (None for one
-    window), `tokens_scored`, and what it was measured on. `progress` counts windows and may cancel between batches.
+    window), `tokens_scored`, and what it was measured on.
+
+    Raises:
+        AmpExploreError: a window is longer than the model's context.
     """
-    ids = torch.stack(windows.ids)  # (windows, T)
-    losses: list[torch.Tensor] = []
+    context = context_of(model)
+    if context is not None and len(windows.ids[0]) > context:
+        raise AmpExploreError(
+            f"windows of {len(windows.ids[0])} tokens do not fit the model's context of {context}; take shorter ones"
+        )
+    ids = torch.stack(windows.ids)  # (W, T)
     batch = max(1, _LOGITS // (ids.shape[1] * model.config.vocab_size))
+    losses: list[torch.Tensor] = []
     with torch.inference_mode():
-        for start in range(0, len(ids), batch):
-            progress(start, len(ids), "perplexity")
-            part = ids[start : start + batch].to(model.device)  # (B, T)
-            logits = model(part, use_cache=False).logits  # (B, T, V)
-            loss = F.cross_entropy(logits[:, :-1].transpose(1, 2).float(), part[:, 1:], reduction="none")  # (B, T - 1)
-            losses.append(loss.double().mean(1).cpu())
-    progress(len(ids), len(ids), "perplexity")
+        run = _Run(model, boundaries, -(-len(ids) // batch), progress)
+        for part, states in zip(ids.split(batch), run.known(batch), strict=False):
+            part = part.to(model.device)  # (B, T)
+            logits = run(part, states)[:, :-1].flatten(0, 1).float()  # (B * (T - 1), V)
+            loss = F.cross_entropy(logits, part[:, 1:].flatten(), reduction="none")
+            losses.append(loss.double().view(len(part), -1).mean(1).cpu())
+        run.finish()
     per_window = torch.cat(losses).nan_to_num(nan=_WORST, posinf=_WORST)
     mean = per_window.mean().item()
     return {
@@ -43,3 +66,56 @@ def perplexity(model: PreTrainedModel, windows: TokenWindows, *, progress: Progr
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
     }
+
+
+class _Run:
+    """A copy of the model that starts above what is known and notes what passes between its layers."""
+
+    def __init__(
+        self, model: PreTrainedModel, boundaries: PlanBoundaries | None, batches: int, progress: Progress
+    ) -> None:
+        start = boundaries.start if boundaries else 0
+        self.below = _Known()
+        self.model = share(model, {layer: self.below for layer in decoder_layers(model)[:start]})
+        self.boundaries = boundaries
+        self.passed: dict[int, list[torch.Tensor]] = {}
+        self.progress = progress
+        self.done, self.total = 0, batches * (len(decoder_layers(model)) - start)
+        for number, layer in enumerate(decoder_layers(self.model)[start:], start):
+            layer.register_forward_pre_hook(self._note(number))
+
+    def known(self, batch: int) -> Iterator[torch.Tensor | None]:
+        """For each batch of windows, the hidden states (B, T, d) to start from."""
+        states = self.boundaries.states if self.boundaries else None
+        return repeat(None) if states is None else iter(states.split(batch))
+
+    def __call__(self, ids: torch.Tensor, states: torch.Tensor | None) -> torch.Tensor:
+        """(B, T) tokens -> (B, T, V) logits."""
+        self.below.states = states
+        return self.model(ids, use_cache=False).logits
+
+    def finish(self) -> None:
+        """Hand on what passed, now that all windows are through."""
+        self.progress(self.total, self.total, "perplexity")
+        for number, parts in self.passed.items():
+            self.boundaries.keep(number, torch.cat(parts))
+
+    def _note(self, number: int):
+        wanted = self.boundaries is not None and self.boundaries.wants(number)
+
+        def note(layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            self.progress(self.done, self.total, "perplexity")
+            self.done += 1
+            if wanted:
+                self.passed.setdefault(number, []).append(inputs[0])
+
+        return note
+
+
+class _Known(nn.Module):
+    """Stands where the layers below were: whatever comes in, the known hidden states come out."""
+
+    states: torch.Tensor | None = None
+
+    def forward(self, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
+        return self.states

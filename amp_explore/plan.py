@@ -62,6 +62,16 @@ class PruningPlan:
         """Names what goes from which model; equal plans have equal digests."""
         return hashlib.sha256(self.shape.fingerprint.encode() + self._bits()).hexdigest()[:16]
 
+    @cached_property
+    def prefixes(self) -> tuple[str, ...]:
+        """Entry n names what goes from the lowest n layers, n from 0 to all; plans alike below have them in common."""
+        running = hashlib.sha256(self.shape.fingerprint.encode())
+        names = [running.hexdigest()]
+        for heads, neurons in zip(self.heads, self.neurons, strict=True):
+            running.update(np.packbits(np.concatenate((heads, neurons))))
+            names.append(running.hexdigest())
+        return tuple(names)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PruningPlan) and self.digest == other.digest
 

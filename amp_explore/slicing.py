@@ -11,6 +11,7 @@ as a back end.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -18,40 +19,41 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from amp_explore.models.families import Family, LayerParts, decoder_layers, layer_parts, share
+from amp_explore.models.families import LayerParts, decoder_layers, layer_parts, share
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import PruningPlan
 
-
-def slice_model(loaded: LoadedModel, plan: PruningPlan) -> PreTrainedModel:
-    """The model without the plan's units. Takes time and memory only for the layers that the plan touches."""
-    model = share(loaded.model)
-    layers = decoder_layers(model)
-    ragged = False
-    for number in range(len(layers)):
-        ragged |= slice_layer(layers[number], loaded.family, plan, number)
-    if ragged:
-        model.config._attn_implementation = "ragged_" + loaded.model.config._attn_implementation
-    return model
+LayerOf = Callable[[LoadedModel, PruningPlan, int], nn.Module]
 
 
-def slice_layer(layer: nn.Module, family: Family, plan: PruningPlan, number: int) -> bool:
-    """Cut one layer of a shared model in place. True if its remaining KV groups differ in size."""
-    parts = layer_parts(layer, family)
+def slice_model(loaded: LoadedModel, plan: PruningPlan, layer_of: LayerOf | None = None) -> PreTrainedModel:
+    """The model without the plan's units. Takes time and memory only for the layers that the plan touches.
+
+    `layer_of` may stand in for `slice_layer`, to use layers again that were sliced before.
+    """
+    layer_of = layer_of or slice_layer
+    dense = decoder_layers(loaded.model)
+    touched = [number for number in range(len(dense)) if plan.heads[number].any() or plan.neurons[number].any()]
+    return share(loaded.model, {dense[number]: layer_of(loaded, plan, number) for number in touched})
+
+
+def slice_layer(loaded: LoadedModel, plan: PruningPlan, number: int) -> nn.Module:
+    """One decoder layer without the plan's units; the dense layer stays as it is."""
+    layer = share(decoder_layers(loaded.model)[number])
+    parts = layer_parts(layer, loaded.family)
     if plan.neurons[number].any():
         kept = _indices(~plan.neurons[number], parts.down.weight)
         for up in parts.up:
             _keep_rows(up, kept)
         _keep_columns(parts.down, kept)
-    if not plan.heads[number].any():
-        return False
     if plan.heads[number].all():
         layer.self_attn = NoAttention(parts)
-        return False
-    return _slice_attention(parts, plan, number)
+    elif plan.heads[number].any():
+        _slice_attention(parts, plan, number)
+    return layer
 
 
-def _slice_attention(parts: LayerParts, plan: PruningPlan, number: int) -> bool:
+def _slice_attention(parts: LayerParts, plan: PruningPlan, number: int) -> None:
     shape = plan.shape.layers[number]
     kept_heads = (~plan.heads[number]).nonzero()[0].tolist()
     kept_kv = (~plan.removed_kv_heads(number)).nonzero()[0].tolist()
@@ -67,14 +69,15 @@ def _slice_attention(parts: LayerParts, plan: PruningPlan, number: int) -> bool:
     widest = max(map(len, groups))
     parts.attention.num_key_value_groups = widest
     if all(len(group) == widest for group in groups):
-        return False
+        return
     # Every group is filled up to the widest by repeating a query head; the copies' outputs are dropped again.
     filled = [head for group in groups for head in group + group[-1:] * (widest - len(group))]
     wanted = [g * widest + place for g, group in enumerate(groups) for place in range(len(group))]
     device = parts.q.weight.device
     parts.attention.register_buffer("filled_heads", torch.tensor(filled, device=device), persistent=False)
     parts.attention.register_buffer("wanted_heads", torch.tensor(wanted, device=device), persistent=False)
-    return True
+    config = parts.attention.config  # this layer's own copy: the others, and the masks, go on as they did
+    config._attn_implementation = "ragged_" + config._attn_implementation
 
 
 def ragged_attention(module, query, key, value, attention_mask, **options):
@@ -85,8 +88,6 @@ def ragged_attention(module, query, key, value, attention_mask, **options):
     dropped.
     """
     base = _base_attention(module)
-    if not hasattr(module, "filled_heads"):
-        return base(module, query, key, value, attention_mask, **options)
     output, _ = base(module, query[:, module.filled_heads], key, value, attention_mask, **options)
     return output[:, :, module.wanted_heads], None
 

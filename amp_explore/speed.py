@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from amp_explore.errors import AmpExploreError
+from amp_explore.models.families import context_of
 from amp_explore.progress import Progress, no_progress
 
 FIGURES = ("prefill_tokens_per_s", "decode_tokens_per_s")
@@ -170,7 +171,7 @@ def _check(models: Mapping[str, PreTrainedModel], *, warmup: int, **at_least_one
             raise AmpExploreError(f"{name} must be at least {0 if name == 'warmup' else 1}")
     tokens = at_least_one["prompt"] + at_least_one["new_tokens"]
     for name, model in models.items():
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_of(model)
         if context is not None and tokens > context:
             raise AmpExploreError(
                 f"{tokens} tokens do not fit the {name} model's context of {context}; take a shorter prompt"

@@ -12,19 +12,22 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 import transformers
+from torch import nn
 from transformers import PreTrainedModel
 
 from amp_explore import assets, commonsense, criteria, speed, statistics
+from amp_explore.boundaries import Boundaries
 from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.loading import LoadedModel, ModelPool
 from amp_explore.perplexity import perplexity
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Progress, no_progress
-from amp_explore.slicing import slice_model
+from amp_explore.slicing import slice_layer, slice_model
 from amp_explore.store import Key, Store
 
 Data = Literal["offline", "hub"]
@@ -35,16 +38,38 @@ LIVE_WINDOWS = 4
 VERSION = 1
 """Part of every cache key; goes up whenever slicing or a measurement changes its numbers."""
 
-_SLICED_KEPT = 3
+_SLICED_KEPT = 3  # models' worth of sliced layers
+
+
+class _Kept:
+    """What is kept of one loaded model, for as long as somebody holds that model: sliced layers, the longest unused of
+    which go first, and hidden states."""
+
+    def __init__(self, layers: int) -> None:
+        self.boundaries = Boundaries()
+        self._layers: OrderedDict[tuple, nn.Module] = OrderedDict()
+        self._limit = _SLICED_KEPT * layers
+        self._lock = threading.Lock()
+
+    def layer(self, loaded: LoadedModel, plan: PruningPlan, number: int) -> nn.Module:
+        """As `slicing.slice_layer`; a layer that was sliced like this lately is used again."""
+        key = (number, plan.heads[number].tobytes(), plan.neurons[number].tobytes())
+        with self._lock:
+            if key not in self._layers:
+                while len(self._layers) >= self._limit:
+                    self._layers.popitem(last=False)
+                self._layers[key] = slice_layer(loaded, plan, number)
+            self._layers.move_to_end(key)
+            return self._layers[key]
 
 
 class Workbench:
-    """Models, cache and sliced copies of one process; safe to use from several threads."""
+    """Models, cache and sliced layers of one process; safe to use from several threads."""
 
     def __init__(self, store: Store | None = None, pool: ModelPool | None = None) -> None:
         self.store = store or Store(assets.cache_root())
         self.pool = pool or ModelPool(_models_in_memory())
-        self._sliced: OrderedDict[tuple[str, str, str], PreTrainedModel] = OrderedDict()
+        self._kept: WeakKeyDictionary[LoadedModel, _Kept] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def statistics(
@@ -71,17 +96,15 @@ class Workbench:
         return criteria.score(loaded, self.statistics(loaded, windows, progress=progress), criterion)
 
     def sliced(self, loaded: LoadedModel, plan: PruningPlan) -> PreTrainedModel:
-        """The model sliced by the plan (the dense one itself for the empty plan); the latest few are kept."""
-        if plan.is_empty:
-            return loaded.model
-        key = (plan.digest, loaded.dtype, str(loaded.device))
+        """The model sliced by the plan (the dense one itself for the empty plan).
+
+        Only layers that were not sliced alike lately are sliced, so an edit costs the layers that it touches.
+        """
+        return loaded.model if plan.is_empty else slice_model(loaded, plan, self._kept_of(loaded).layer)
+
+    def _kept_of(self, loaded: LoadedModel) -> _Kept:
         with self._lock:
-            if key not in self._sliced:
-                while len(self._sliced) >= _SLICED_KEPT:
-                    self._sliced.popitem(last=False)
-                self._sliced[key] = slice_model(loaded, plan)
-            self._sliced.move_to_end(key)
-            return self._sliced[key]
+            return self._kept.setdefault(loaded, _Kept(len(loaded.shape.layers)))
 
     def perplexity(
         self,
@@ -91,14 +114,15 @@ class Workbench:
         *,
         progress: Progress = no_progress,
     ) -> dict[str, Any]:
-        """Perplexity under a plan, measured at most once."""
-        result = self.store.measurement(
-            "perplexity",
-            loaded.shape.fingerprint,
-            plan.digest,
-            perplexity_setup(loaded, windows),
-            lambda: perplexity(self.sliced(loaded, plan), windows, progress=progress),
-        )
+        """Perplexity under a plan, measured at most once; of a plan like an earlier one, only what lies above the
+        lowest difference is computed."""
+
+        def compute() -> dict[str, Any]:
+            known = self._kept_of(loaded).boundaries.of(plan, windows, loaded.model.dtype.itemsize)
+            return perplexity(self.sliced(loaded, plan), windows, boundaries=known, progress=progress)
+
+        setup = perplexity_setup(loaded, windows)
+        result = self.store.measurement("perplexity", loaded.shape.fingerprint, plan.digest, setup, compute)
         return result | windows.describe()  # the same tokens may go by another name now
 
     def known_perplexity(self, loaded: LoadedModel, plan: PruningPlan, windows: TokenWindows) -> dict[str, Any] | None:

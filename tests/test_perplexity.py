@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
-from tiny import FAMILIES, random_plan, tiny, tokens
+from tiny import FAMILIES, LAYERS, random_plan, tiny, tokens
 
 from amp_explore.calibration import TokenWindows
+from amp_explore.errors import AmpExploreError
 from amp_explore.perplexity import perplexity
 from amp_explore.progress import Cancelled
 from amp_explore.slicing import mask, slice_model
@@ -63,7 +64,7 @@ def test_perplexity_does_not_depend_on_the_split_into_batches(monkeypatch):
         monkeypatch.setattr(module, "_LOGITS", windows_at_once * 12 * model.config.vocab_size)
         reports = []
         split = perplexity(model, windows, progress=lambda *report, reports=reports: reports.append(report[0]))
-        assert reports == [*range(0, 7, windows_at_once), 7]
+        assert reports == [*range(LAYERS * math.ceil(7 / windows_at_once) + 1)]
         assert split["value"] == pytest.approx(whole["value"], rel=1e-6)
 
 
@@ -106,15 +107,20 @@ def test_the_result_of_a_ruined_model_is_still_json(factor):
     assert result["value"] > 1e30
 
 
-def test_cancel_stops_between_batches(monkeypatch):
+def test_cancel_stops_before_the_next_layer(monkeypatch):
     model, windows, reports = tiny("llama").model, windows_of(7, 12), []
     monkeypatch.setattr(module, "_LOGITS", 2 * 12 * model.config.vocab_size)
 
     def cancel(done, total, note):
         reports.append((done, total))
-        if done == 4:
+        if done == LAYERS + 1:
             raise Cancelled
 
     with pytest.raises(Cancelled):
         perplexity(model, windows, progress=cancel)
-    assert reports == [(0, 7), (2, 7), (4, 7)]
+    assert reports == [(done, 4 * LAYERS) for done in range(LAYERS + 2)]
+
+
+def test_windows_longer_than_the_context_are_refused():
+    with pytest.raises(AmpExploreError, match="257 tokens do not fit the model's context of 256"):
+        perplexity(tiny("llama").model, windows_of(1, 257))

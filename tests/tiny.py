@@ -43,6 +43,7 @@ FAMILIES = tuple(SPECS)
 
 
 @lru_cache
+@torch.inference_mode(False)  # kept for later tests, whatever mode this one runs in
 def tiny(name: str, dtype: str = "float32") -> LoadedModel:
     """A tiny random model, with weights large enough that every unit matters and with biases and norms that are not
     trivial."""

@@ -12,6 +12,7 @@ guess.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -75,10 +76,13 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return model.model.layers
 
 
-def share(model: nn.Module) -> nn.Module:
-    """A second model object on the same tensors: its modules can be replaced without touching the first."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+def share(model: nn.Module, instead: Mapping[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """A second module on the same tensors: its parts can be changed without touching the first.
+
+    `instead` names parts of `model` that others stand in for; those are taken as they are.
+    """
+    taken = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, taken | {id(old): new for old, new in (instead or {}).items()})
 
 
 def layer_parts(layer: nn.Module, family: Family) -> LayerParts:
@@ -210,6 +214,11 @@ def _layer_shape(parts: LayerParts) -> LayerShape:
 def sliding_window(attention: nn.Module) -> int | None:
     """Tokens that this layer looks back on; None where it sees all of them."""
     return getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+
+
+def context_of(model: nn.Module) -> int | None:
+    """Tokens that the model's positions are made for; None where its configuration does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _per_row(linear: nn.Linear) -> int:
