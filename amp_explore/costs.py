@@ -44,10 +44,9 @@ def costs_of_plan(plan: PruningPlan) -> Costs:
     """What the model sliced by this plan costs, without slicing it."""
     shape = plan.shape
     removed = removed_parameters(plan)
-    matmul, kv_numbers, attention = shape.matmul_parameters, 0, 0
+    kv_numbers, attention = 0, 0
     for number, layer in enumerate(shape.layers):
-        heads, kv_heads, neurons = removed_units(plan, number)
-        matmul -= heads * layer.head_weights + kv_heads * layer.kv_weights + neurons * layer.neuron_weights
+        heads, kv_heads, _ = removed_units(plan, number)
         # A layer without heads keeps one number per token (see slicing.NoAttention).
         kv_numbers += 2 * (layer.kv_heads - kv_heads) * layer.head_dim if heads < layer.heads else 1
         attention += _attention_flops(layer.heads - heads, layer.head_dim, layer.sliding_window)
@@ -55,7 +54,7 @@ def costs_of_plan(plan: PruningPlan) -> Costs:
         parameters=shape.parameters - removed,
         weight_bytes=(shape.parameters - removed) * shape.bytes_per_parameter,
         kv_bytes_per_token=kv_numbers * shape.bytes_per_parameter,
-        flops_per_token=2 * matmul + attention,
+        flops_per_token=2 * remaining_weights(plan) + attention,
     )
 
 
@@ -86,6 +85,15 @@ def removed_units(plan: PruningPlan, layer: int) -> tuple[int, int, int]:
         int(plan.removed_kv_heads(layer).sum()),
         int(plan.neurons[layer].sum()),
     )
+
+
+def remaining_weights(plan: PruningPlan) -> int:
+    """Weights that every token is still multiplied with, the vocabulary projection's among them."""
+    removed = 0
+    for number, layer in enumerate(plan.shape.layers):
+        heads, kv_heads, neurons = removed_units(plan, number)
+        removed += heads * layer.head_weights + kv_heads * layer.kv_weights + neurons * layer.neuron_weights
+    return plan.shape.matmul_parameters - removed
 
 
 def removed_parameters(plan: PruningPlan) -> int:

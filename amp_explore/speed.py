@@ -1,19 +1,20 @@
 """Tokens per second, dense beside pruned.
 
 A speed figure means little without how it was taken. Here prefill (one forward pass over a prompt, bound by
-arithmetic) and decode (one token at a time on the KV cache, bound by memory and, in eager mode on a fast GPU,
-by launching kernels) are timed apart, and the models take turns within one run, in swapped order every other
-round: whatever else the machine does then falls on all of them alike.
+arithmetic) and decode (one token at a time on the KV cache, bound by memory) are timed apart. Decoding runs in the
+mode that shows the model's own speed on the device (see `amp_explore.generation`), and the usual eager way is timed
+beside it. The models take turns within one run, in swapped order every other round: whatever else the machine does then
+falls on all of them alike.
 
-`measure` gives the figures with their spread and everything they depend on; `speedup` compares two models
-round by round.
+`measure` gives the figures with their spread and everything they depend on; `speedup` compares two models round by
+round.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,13 @@ import torch
 from transformers import PreTrainedModel
 
 from amp_explore.errors import AmpExploreError
+from amp_explore.generation import EagerDecoder, Mode, decoder, modes_on
 from amp_explore.models.families import context_of
 from amp_explore.progress import Progress, no_progress
+from amp_explore.roofline import synchronize
 
-FIGURES = ("prefill_tokens_per_s", "decode_tokens_per_s")
+FIGURES = ("prefill_tokens_per_s", "decode_tokens_per_s", "eager_decode_tokens_per_s")
+"""What is measured; the last one only where decoding does not run eagerly anyway."""
 
 
 def measure(
@@ -35,6 +39,7 @@ def measure(
     new_tokens: int = 32,
     repeats: int = 5,
     warmup: int = 1,
+    mode: Mode | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, dict]:
@@ -47,18 +52,22 @@ def measure(
         new_tokens: decode steps after it.
         repeats: timed rounds.
         warmup: rounds before them that are not counted.
+        mode: how to decode; None takes the one that suits the device.
         seed: of the token ids.
         progress: called before each model's turn, with the number of turns done and their total.
 
     Returns:
-        For each name ``prefill_tokens_per_s`` and ``decode_tokens_per_s``, counted over all sequences of the
-        batch (``median``, ``min``, ``max``, the quartiles ``q1`` and ``q3``, ``repeats``, and the single
-        ``rounds`` in order), and ``setup``: what they were measured on.
+        For each name the `FIGURES`, counted over all sequences of the batch (``median``, ``min``, ``max``, the
+        quartiles ``q1`` and ``q3``, ``repeats``, and the single ``rounds`` in order), and ``setup``: what they were
+        measured on.
 
     Raises:
-        AmpExploreError: a number is too small, or prompt and new tokens exceed a model's context.
+        AmpExploreError: a number is too small, the mode is not to be had on the device, or prompt and new tokens
+            exceed a model's context or the device's memory.
     """
     _check(models, batch=batch, prompt=prompt, new_tokens=new_tokens, repeats=repeats, warmup=warmup)
+    device = next(iter(models.values())).device
+    mode = _mode_on(device, mode)
     vocabulary = min(model.get_input_embeddings().num_embeddings for model in models.values())
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(vocabulary, (batch, prompt), generator=generator)  # (B, T)
@@ -66,21 +75,29 @@ def measure(
     names = list(models)
     orders = (names, names[::-1])
     turns = [(number, name) for number in range(-warmup, repeats) for name in orders[number % 2]]
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    modes: dict[str, Mode] = {}
     for done, (number, name) in enumerate(turns):
         turn = "warm-up" if number < 0 else f"round {number + 1} of {repeats}"
         progress(done, len(turns), f"{name}, {turn}")
-        taken = _time(models[name], ids, new_tokens)
+        try:
+            taken, modes[name] = _turn(models[name], ids, new_tokens, mode)
+        except torch.OutOfMemoryError:
+            raise AmpExploreError(
+                f"batch {batch} with {prompt + new_tokens} tokens does not fit into the memory of {device}; take less"
+            ) from None
         if number >= 0:
             seconds[name].append(taken)
     progress(len(turns), len(turns), "done")
 
-    tokens = np.array([batch * prompt, batch * new_tokens])
+    tokens = dict(zip(FIGURES, (batch * prompt, batch * new_tokens, batch * new_tokens), strict=True))
     results = {}
     for name, model in models.items():
-        rates = tokens / np.array(seconds[name])  # (repeats, 2)
-        results[name] = {figure: _summary(rates[:, i]) for i, figure in enumerate(FIGURES)}
-        results[name]["setup"] = _setup(model, batch=batch, prompt=prompt, new_tokens=new_tokens)
+        results[name] = {
+            figure: _summary(tokens[figure] / np.array([taken[figure] for taken in seconds[name]]))
+            for figure in seconds[name][0]
+        }
+        results[name]["setup"] = _setup(model, modes[name], batch=batch, prompt=prompt, new_tokens=new_tokens)
     return results
 
 
@@ -90,10 +107,12 @@ def speedup(dense: Mapping[str, dict], pruned: Mapping[str, dict]) -> dict[str, 
     Neighbours in time are compared, so a machine that slows down half-way does not count as a difference.
 
     Returns:
-        For ``prefill_tokens_per_s`` and ``decode_tokens_per_s``: ``median``, ``min`` and ``max`` over the rounds.
+        For each of the `FIGURES` that both have: ``median``, ``min`` and ``max`` over the rounds.
     """
     ratios = {}
     for figure in FIGURES:
+        if figure not in dense or figure not in pruned:
+            continue
         by_round = np.array(pruned[figure]["rounds"]) / np.array(dense[figure]["rounds"])
         ratios[figure] = {
             "median": float(np.median(by_round)),
@@ -104,25 +123,41 @@ def speedup(dense: Mapping[str, dict], pruned: Mapping[str, dict]) -> dict[str, 
 
 
 @torch.inference_mode()
-def _time(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds for the prefill of ``ids`` (B, T), and for the decode steps that follow."""
+def _turn(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, mode: Mode) -> tuple[dict[str, float], Mode]:
+    """Seconds for each figure, and the mode that the decoding really ran in.
+
+    One decoder at a time is in memory: KV caches may be larger than the model.
+    """
     ids = ids.to(model.device)
-    _synchronize(model.device)
+    prefill, decode, eager_decode = FIGURES
+    running = decoder(model, batch=ids.shape[0], length=ids.shape[1] + new_tokens, mode=mode)
+    taken = {}
+    taken[prefill] = _seconds(model.device, lambda: running.prefill(ids))
+    taken[decode] = _seconds(model.device, running.step, new_tokens)
+    ran = running.mode
+    if ran != "eager":
+        running = EagerDecoder(model)
+        running.prefill(ids)
+        taken[eager_decode] = _seconds(model.device, running.step, new_tokens)
+    return taken, ran
+
+
+def _seconds(device: torch.device, run: Callable[[], object], times: int = 1) -> float:
+    synchronize(device)
     start = time.perf_counter()
-    output = model(ids, use_cache=True, logits_to_keep=1)
-    _synchronize(model.device)
-    prefilled = time.perf_counter()
-    for _ in range(new_tokens):
-        token = output.logits[:, -1:].argmax(dim=-1)  # (B, 1)
-        output = model(token, past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1)
-    _synchronize(model.device)
-    return prefilled - start, time.perf_counter() - prefilled
+    for _ in range(times):
+        run()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
-def _synchronize(device: torch.device) -> None:
-    """Wait until the device has finished: on an accelerator, calls return before their work is done."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+def _mode_on(device: torch.device, mode: Mode | None) -> Mode:
+    offered = modes_on(device)
+    if mode is None:
+        return offered[0]
+    if mode not in offered:
+        raise AmpExploreError(f"decoding mode {mode!r} is not to be had on {device}; take one of {', '.join(offered)}")
+    return mode
 
 
 def _summary(rates: np.ndarray) -> dict[str, object]:
@@ -138,7 +173,7 @@ def _summary(rates: np.ndarray) -> dict[str, object]:
     }
 
 
-def _setup(model: PreTrainedModel, *, batch: int, prompt: int, new_tokens: int) -> dict[str, object]:
+def _setup(model: PreTrainedModel, mode: Mode, *, batch: int, prompt: int, new_tokens: int) -> dict[str, object]:
     return {
         "device": str(model.device),
         "device_name": _device_name(model.device),
@@ -147,7 +182,7 @@ def _setup(model: PreTrainedModel, *, batch: int, prompt: int, new_tokens: int) 
         "batch": batch,
         "prompt_tokens": prompt,
         "new_tokens": new_tokens,
-        "mode": "eager",
+        "mode": mode,
         "torch": torch.__version__,
     }
 

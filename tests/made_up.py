@@ -60,6 +60,7 @@ def model_shape(
             layer.heads * layer.head_weights + layer.kv_heads * layer.kv_weights + layer.neurons * layer.neuron_weights
             for layer in layers
         ),
+        vocabulary_weights=0,
         bytes_per_parameter=4,
     )
 

@@ -13,6 +13,7 @@ from amp_explore.progress import Cancelled
 from amp_explore.slicing import slice_model
 from amp_explore.speed import FIGURES, measure, speedup
 
+EAGER = FIGURES[:2]
 FEW = dict(prompt=6, new_tokens=3, repeats=3, warmup=1)
 
 
@@ -65,7 +66,7 @@ def test_a_model_without_any_attention_is_timed():
     loaded = tiny("llama")
     everything = PruningPlan.empty(loaded.shape).with_box("heads", (0, 0, len(loaded.shape.layers) - 1, 10**6), True)
     result = measure({"pruned": slice_model(loaded, everything)}, **FEW)["pruned"]
-    assert all(rate > 0 for figure in FIGURES for rate in result[figure]["rounds"])
+    assert all(rate > 0 for figure in EAGER for rate in result[figure]["rounds"])
 
 
 def test_the_same_seed_gives_all_models_and_runs_the_same_prompt():
@@ -95,7 +96,7 @@ def test_no_random_state_and_no_weight_changes():
 def test_the_spread_is_that_of_the_rounds_and_the_setup_says_what_was_measured():
     model = tiny("llama", "bfloat16").model
     result = measure({"dense": model}, batch=2, **FEW)["dense"]
-    for figure in FIGURES:
+    for figure in EAGER:
         rounds = sorted(result[figure]["rounds"])
         low, middle, high = rounds
         summary = result[figure]
@@ -153,10 +154,15 @@ def test_negative_warm_up_long_prompts_and_no_model_are_refused():
         measure(models, prompt=250, new_tokens=7)
     with pytest.raises(AmpExploreError, match="at least one"):
         measure({})
+    with pytest.raises(AmpExploreError, match="'graph' is not to be had on cpu; take one of eager, compiled"):
+        measure(models, **FEW, mode="graph")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_is_named():
+@pytest.mark.parametrize("mode", ["graph", "compiled"])
+def test_on_cuda_eager_decoding_stands_beside_the_mode_asked_for(mode):
     model = copy.deepcopy(tiny("llama").model).to("cuda")
-    setup = measure({"dense": model}, **FEW)["dense"]["setup"]
-    assert setup["device_name"] == torch.cuda.get_device_name()
+    result = measure({"dense": model}, **FEW, mode=mode)["dense"]
+    assert result["setup"]["device_name"] == torch.cuda.get_device_name()
+    assert result["setup"]["mode"] == mode
+    assert set(FIGURES) < set(result)

@@ -151,6 +151,7 @@ class ModelShape:
     matmul_parameters: (
         int  # weights that every token is multiplied with: all Linear layers, the vocabulary projection too
     )
+    vocabulary_weights: int  # those of them in the vocabulary projection
     bytes_per_parameter: int
 
     @property
@@ -179,6 +180,7 @@ def shape_of(model: nn.Module, fingerprint: str) -> ModelShape:
         layers=layers,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         matmul_parameters=matmul_parameters(model),
+        vocabulary_weights=model.get_output_embeddings().weight.numel(),
         bytes_per_parameter=model.dtype.itemsize,
     )
 

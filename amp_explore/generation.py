@@ -1,0 +1,297 @@
+"""Greedy decoding at the model's own speed, beside the usual way.
+
+The usual way ("eager") launches hundreds of small operations for each token. On a fast GPU launching takes longer than
+reading the weights, and so hides what pruning saves. `FixedDecoder` keeps keys and values in memory that never moves:
+then a whole step, from token to next token, can be recorded as a CUDA graph and replayed with one launch ("graph"),
+after torch.compile has fused the small operations inside each decoder layer ("compiled"). Layers may differ in KV
+heads, groups may be ragged, a layer may have no attention: whatever the slicer makes can be decoded.
+
+Both decoders give the tokens of the model's own forward pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+from amp_explore.models.families import decoder_layers, share, sliding_window
+from amp_explore.progress import Progress, no_progress
+from amp_explore.slicing import NoAttention
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["eager", "graph", "compiled"]
+MODES: dict[Mode, str] = {
+    "eager": "operation by operation, as generate does",
+    "graph": "each step recorded once as a CUDA graph",
+    "compiled": "fused by torch.compile; on a GPU, recorded as a CUDA graph too",
+}
+
+_RECOMPILES = 256  # layers of a plan drawn by hand may all differ; torch.compile gives up after 8 by default
+
+
+def modes_on(device: torch.device) -> tuple[Mode, ...]:
+    """The modes that a device offers, the one to take unless asked otherwise first."""
+    return ("compiled", "graph", "eager") if device.type == "cuda" else ("eager", "compiled")
+
+
+class Decoder(Protocol):
+    """Greedy decoding of a batch; use it in `torch.inference_mode`."""
+
+    mode: Mode  # that it really runs in
+
+    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
+        """Read prompts (B, T), forgetting all before, and return the first new tokens (B, 1)."""
+
+    def step(self) -> torch.Tensor:
+        """The next tokens (B, 1); the tensor may change with the next step."""
+
+
+def decoder(model: PreTrainedModel, *, batch: int, length: int, mode: Mode) -> Decoder:
+    """A decoder for `batch` sequences of up to `length` tokens, prompt included, ready to run.
+
+    Where compiling fails, for want of a C compiler for example, the decoder says so in its `mode`.
+    """
+    if mode == "eager":
+        return EagerDecoder(model)
+    try:
+        return FixedDecoder(model, batch, length, mode)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # compilers fail in many ways
+        if mode != "compiled":
+            raise
+        log.warning("torch.compile failed, going on without it: %s", " ".join(str(error).split())[:300])
+        return FixedDecoder(model, batch, length, "graph") if model.device.type == "cuda" else EagerDecoder(model)
+
+
+class EagerDecoder:
+    """Operation by operation, on a cache that grows."""
+
+    mode: Mode = "eager"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._advance(ids, None)
+
+    def step(self) -> torch.Tensor:
+        return self._advance(self._token, self._cache)
+
+    def _advance(self, ids: torch.Tensor, cache: DynamicCache | None) -> torch.Tensor:
+        output = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._token, self._cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+        return self._token
+
+
+class FixedDecoder:
+    """Decoding in memory of fixed size; on a GPU, each step is one replay of a CUDA graph."""
+
+    def __init__(self, model: PreTrainedModel, batch: int, length: int, mode: Mode) -> None:
+        self.mode = mode
+        self._token = torch.zeros(batch, 1, dtype=torch.long, device=model.device)
+        self._position = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        self._slots = torch.arange(length, device=model.device)
+        layers = decoder_layers(model)
+        windows = [
+            None if isinstance(layer.self_attn, NoAttention) else sliding_window(layer.self_attn) for layer in layers
+        ]
+        empty = torch.zeros(1, 1, 1, length, dtype=model.dtype, device=model.device)
+        self._masks = {window: empty.clone() for window in windows}  # added to the attention scores: (1, 1, 1, length)
+        step = torch.compile(_step, options=_fusion(model.device)) if mode == "compiled" else _step
+        fixed = [
+            _FixedLayer(layer, batch, length, self._position, self._masks[window], step)
+            for layer, window in zip(layers, windows, strict=True)
+        ]
+        self._model = share(model, dict(zip(layers, fixed, strict=True)))
+        self._graph: torch.cuda.CUDAGraph | None = None
+        with torch._dynamo.config.patch(recompile_limit=_RECOMPILES, accumulated_recompile_limit=_RECOMPILES):
+            self._prepare()
+
+    def prefill(self, ids: torch.Tensor) -> torch.Tensor:
+        if ids.shape[1] == 1:  # to the layers, one token is a step
+            self._token.copy_(ids)
+            self._position.zero_()
+            return self.step()
+        logits = self._model(ids, use_cache=False, logits_to_keep=1).logits
+        self._token.copy_(logits[:, -1:].argmax(-1))
+        self._position.fill_(ids.shape[1])
+        return self._token
+
+    def step(self) -> torch.Tensor:
+        if self._graph is None:
+            self._step()
+        else:
+            self._graph.replay()
+        return self._token
+
+    def _prepare(self) -> None:
+        """Compile, and on a GPU record the step; nothing is in the memory yet."""
+        if self._token.device.type != "cuda":
+            self._step()
+            return
+        stream = torch.cuda.Stream(self._token.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries take their working memory in the first rounds, which a graph must not do
+                self._position.zero_()
+                self._step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._position.zero_()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._step()
+
+    def _step(self) -> None:
+        for window, mask in self._masks.items():
+            seen = self._slots <= self._position
+            if window is not None:
+                seen &= self._slots > self._position - window
+            mask.copy_(torch.where(seen, 0.0, torch.finfo(mask.dtype).min))
+        ready = next(iter(self._masks.values()))  # each layer knows its own; given any, the model computes none
+        logits = self._model(self._token, attention_mask=ready, position_ids=self._position, use_cache=False).logits
+        self._token.copy_(logits[:, -1:].argmax(-1))
+        self._position.add_(1)
+
+
+class _FixedLayer(nn.Module):
+    """A decoder layer with its own keys and values, each (B, KV heads, length, head_dim)."""
+
+    def __init__(
+        self, layer: nn.Module, batch: int, length: int, position: torch.Tensor, mask: torch.Tensor, step: Callable
+    ) -> None:
+        super().__init__()
+        self.layer = share(layer)
+        self.position, self.mask, self.step = position, mask, step
+        self.slots: _Slots | None = None
+        attention = self.layer.self_attn
+        if not isinstance(attention, NoAttention):
+            shape = (batch, attention.k_proj.out_features // attention.head_dim, length, attention.head_dim)
+            self.slots = _Slots(attention.k_proj.weight.new_zeros(shape), attention.v_proj.weight.new_zeros(shape))
+            attention.layer_idx = 0  # where all layers have the same, torch.compile needs to compile one of them only
+
+    def forward(self, hidden_states: torch.Tensor, *, position_embeddings, **options) -> torch.Tensor:
+        if hidden_states.shape[1] > 1:
+            prompt = None if self.slots is None else _Prompt(self.slots)
+            options |= {"position_embeddings": position_embeddings, "past_key_values": prompt}
+            return self.layer(hidden_states, **options)
+        return self.step(self.layer, hidden_states, self.mask, self.slots, self.position, position_embeddings)
+
+
+def _step(layer, hidden_states, mask, slots, position, position_embeddings):
+    return layer(
+        hidden_states,
+        attention_mask=mask,
+        position_ids=position,
+        position_embeddings=position_embeddings,
+        past_key_values=None if slots is None else _Now(slots, position[0]),
+    )
+
+
+@dataclass
+class _Slots:
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass
+class _Prompt:
+    """What a layer asks of its cache while it reads the prompt."""
+
+    slots: _Slots
+
+    def update(self, keys, values, *_, **__):
+        self.slots.keys[:, :, : keys.shape[2]].copy_(keys)
+        self.slots.values[:, :, : values.shape[2]].copy_(values)
+        return keys, values
+
+
+@dataclass
+class _Now:
+    """What a layer asks of its cache at one step."""
+
+    slots: _Slots
+    position: torch.Tensor
+
+    def update(self, keys, values, *_, **__):
+        self.slots.keys.index_copy_(2, self.position, keys)
+        self.slots.values.index_copy_(2, self.position, values)
+        return self.slots.keys, self.slots.values
+
+
+def _fusion(device: torch.device) -> dict[str, bool]:
+    """On a GPU, let the compiler write the matrix-vector products of batch 1 too and tune them: they then reach a
+    larger share of the memory's speed than the library's."""
+    return {"coordinate_descent_tuning": True} if device.type == "cuda" else {}
+
+
+@dataclass
+class Stream:
+    """What one model has written so far, and how long its own steps took."""
+
+    tokens: list[int] = field(default_factory=list)
+    seconds: float = 0.0  # of the decode steps; the prompt is apart
+    prefill_seconds: float = 0.0
+    finished: bool = False
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Decode steps per second; None before the first."""
+        return (len(self.tokens) - 1) / self.seconds if self.seconds else None
+
+
+@torch.inference_mode()
+def side_by_side(
+    models: Mapping[str, PreTrainedModel],
+    ids: torch.Tensor,
+    new_tokens: int,
+    *,
+    mode: Mode,
+    stop: Collection[int] = (),
+    turn: int = 8,
+    show: Callable[[dict[str, Stream]], None] = lambda streams: None,
+    progress: Progress = no_progress,
+) -> dict[str, Stream]:
+    """Let models continue one prompt (T,) in turns, so that each one's clock runs while it alone computes.
+
+    Args:
+        new_tokens: the most tokens each writes.
+        stop: tokens after which a model has finished.
+        turn: steps until the next model's turn.
+        show: called after each turn with the streams so far, the same objects each time.
+        progress: called before each turn with the tokens written by all models, and their possible total.
+    """
+    streams = {name: Stream() for name in models}
+    decoders: dict[str, Decoder] = {}
+    total = new_tokens * len(models)
+    for name, model in models.items():
+        progress(0, total, f"preparing {name}")
+        decoders[name] = decoder(model, batch=1, length=len(ids) + new_tokens, mode=mode)
+        decoders[name].prefill(ids[None].to(model.device))  # warm-up
+        decoders[name].step()
+    while not all(stream.finished for stream in streams.values()):
+        for name, stream in streams.items():
+            progress(sum(len(each.tokens) for each in streams.values()), total, f"{name} writes")
+            for _ in range(0 if stream.finished else turn):
+                start = time.perf_counter()
+                if stream.tokens:
+                    token = decoders[name].step().item()
+                    stream.seconds += time.perf_counter() - start
+                else:
+                    token = decoders[name].prefill(ids[None].to(models[name].device)).item()
+                    stream.prefill_seconds = time.perf_counter() - start
+                stream.tokens.append(token)
+                stream.finished = token in stop or len(stream.tokens) >= new_tokens
+                if stream.finished:
+                    break
+            show(streams)
+    progress(total, total, "done")
+    return streams
