@@ -9,22 +9,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from amp_explore import assets
 from amp_explore.errors import ModelError
+from amp_explore.models import random_weights
 from amp_explore.models.families import Family, ModelShape, family_of, shape_of
+from amp_explore.models.sharding import device_of, devices, room
 from amp_explore.progress import Progress, no_progress
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceMap = Mapping[str, int | str]
+"""Names of modules to devices, as accelerate has them: `{"model.layers.0": 0, "model.layers.1": "disk", ...}`."""
+
+STRATEGIES = ("balanced", "sequential")
+"""Ways to spread a model over all devices."""
 
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 _HUB_SECONDS = 10  # until a hub that does not answer counts as out of reach
@@ -45,7 +55,14 @@ class LoadedModel:
     @property
     def name(self) -> str:
         """A short name for people."""
+        if self.random:
+            return f"{self.source.removeprefix(random_weights.PREFIX)} (random weights)"
         return "SmolLM2-135M-Instruct (demo)" if self.source == "demo" else Path(self.source).name
+
+    @property
+    def random(self) -> bool:
+        """Whether the weights are random: speeds are real then, and nothing else means anything."""
+        return self.source.startswith(random_weights.PREFIX)
 
     @cached_property
     def tokenizer_digest(self) -> str:
@@ -58,7 +75,8 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where the model computes; of one that is spread over several devices, where its token ids go."""
+        return device_of(self.model)
 
     @property
     def dtype(self) -> str:
@@ -72,16 +90,21 @@ class LoadedModel:
             "architecture": self.model.config.model_type,
             "fingerprint": self.shape.fingerprint,
             "dtype": self.dtype,
-            "device": str(self.device),
+            "device": devices(self.model),
         }
 
 
-def load(source: str, *, device: str = "auto", dtype: Dtype = "auto", progress: Progress = no_progress) -> LoadedModel:
+def load(
+    source: str, *, device: str | DeviceMap = "auto", dtype: Dtype = "auto", progress: Progress = no_progress
+) -> LoadedModel:
     """Load a model for exploring.
 
     Args:
-        source: `demo`, a folder with `config.json` and safetensors, a `.gguf` file, or a model id of the hub.
-        device: `auto` takes CUDA where there is one; otherwise any torch device.
+        source: `demo`, a folder with `config.json` and safetensors, a `.gguf` file, a model id of the hub, or
+            `random:` and a shape's name (`amp_explore.models.random_weights`).
+        device: `auto` takes CUDA where there is one, and spreads a model that it has no room for over all devices, CPU
+            memory and disk. Any torch device takes the whole model. `balanced` and `sequential` spread every model,
+            and a device map says where each module goes.
         dtype: `auto` takes bfloat16 where the device computes in it natively, float32 elsewhere.
 
     Raises:
@@ -89,6 +112,11 @@ def load(source: str, *, device: str = "auto", dtype: Dtype = "auto", progress: 
         AssetError: `demo` was asked for before it was fetched.
     """
     target = _device(device)
+    if source.startswith(random_weights.PREFIX):
+        progress(0, 1, "drawing random weights")
+        name = source.removeprefix(random_weights.PREFIX)
+        model, tokenizer, fingerprint = random_weights.make(name, target, _dtype(dtype, target))
+        return from_model(model, tokenizer, source=source, fingerprint=fingerprint)
     folder = _folder(source, progress)
     config = _read_config(folder)
     family = family_of(str(config.get("model_type", "without a model_type")))
@@ -100,6 +128,7 @@ def load(source: str, *, device: str = "auto", dtype: Dtype = "auto", progress: 
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=_dtype(dtype, target),
+            device_map=_device_map(device, target, folder, _dtype(dtype, target)),
             local_files_only=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name
@@ -110,7 +139,7 @@ def load(source: str, *, device: str = "auto", dtype: Dtype = "auto", progress: 
     # transformers makes up random weights for those that are missing or of the wrong size
     if made_up := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
         raise ModelError(f"{source}: the weights do not fit config.json, first of all {made_up[0]}; download it again")
-    return from_model(model.to(target), tokenizer, source=source, fingerprint=fingerprint, family=family)
+    return from_model(model, tokenizer, source=source, fingerprint=fingerprint, family=family)
 
 
 def from_model(
@@ -161,13 +190,36 @@ class ModelPool:
             return self._models[key]
 
 
-def _device(device: str) -> torch.device:
-    if device == "auto":
+def _device(device: str | DeviceMap) -> torch.device:
+    """Where the model computes; of a device map, the first that is neither CPU nor disk if there is one."""
+    if isinstance(device, Mapping):
+        device = next((place for place in device.values() if place not in ("cpu", "disk")), "cpu")
+    if device in ("auto", *STRATEGIES):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"device {device!r} is not usable here ({_in_one_line(error)}); use cpu or auto") from None
+
+
+def _device_map(
+    device: str | DeviceMap, target: torch.device, folder: Path, dtype: torch.dtype
+) -> str | dict[str, int | str | torch.device]:
+    """What accelerate is to do. Offloaded weights stay in the model's own files: nothing is written."""
+    if isinstance(device, Mapping):
+        return dict(device)
+    if device in STRATEGIES:
+        return device
+    return "auto" if device == "auto" and _numbers(folder) * dtype.itemsize > room(target) else {"": target}
+
+
+def _numbers(folder: Path) -> int:
+    """How many numbers the weights' files hold."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
 
 
 def _dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
