@@ -70,11 +70,18 @@ def rank(shape: ModelShape, scores: Scores | None, order: Order = "standard", se
 
 
 def allocate(
-    ranking: Ranking, ratio: float, *, locked: Collection[int] = (), current: PruningPlan | None = None
+    ranking: Ranking,
+    ratio: float,
+    *,
+    locked: Collection[int] = (),
+    current: PruningPlan | None = None,
+    multiple: int = 1,
 ) -> PruningPlan:
     """AMP's uniform allocation: remove `ratio` of all the model's parameters, the same share from every layer.
 
-    Layers in `locked` stay as they are in `current`, and what they lack the others make up for.
+    Layers in `locked` stay as they are in `current`, and what they lack the others make up for. With a `multiple`
+    above 1 each layer keeps a multiple of so many neurons, which matrix products on a GPU like: layers then differ by
+    one multiple, so that the ratio is met within one multiple of neurons for the whole model.
 
     Raises:
         AmpExploreError: the ratio is out of range, or more than the heads and neurons hold.
@@ -95,12 +102,14 @@ def allocate(
     share = max(target, 0) / available if available else 0.0
     heads = [round(share * layer.heads) for layer in shape.layers]
     # More heads go only where even all neurons are too few: KV heads stay until the last of their query heads goes.
-    while (plan := _fill_with_neurons(ranking, heads, target, open_layers)) is None:
+    while (plan := _fill_with_neurons(ranking, heads, target, open_layers, multiple)) is None:
         heads = [min(count + 1, layer.heads) for count, layer in zip(heads, shape.layers, strict=True)]
     return plan.with_layer_of(base, locked)
 
 
-def _fill_with_neurons(ranking: Ranking, heads: list[int], target: int, open_layers: list[int]) -> PruningPlan | None:
+def _fill_with_neurons(
+    ranking: Ranking, heads: list[int], target: int, open_layers: list[int], multiple: int
+) -> PruningPlan | None:
     """The plan with these heads gone and as many neurons as meet the target; None if all neurons are not enough."""
     shape = ranking.shape
     none = [0] * len(shape.layers)
@@ -110,7 +119,18 @@ def _fill_with_neurons(ranking: Ranking, heads: list[int], target: int, open_lay
     share = min(max(left / in_neurons, 0.0), 1.0) if in_neurons else 0.0
     if left > in_neurons and any(heads[number] < shape.layers[number].heads for number in open_layers):
         return None
-    return ranking.plan(heads, [round(share * layer.neurons) for layer in shape.layers])
+    neurons = [round(share * layer.neurons) for layer in shape.layers]
+    if multiple > 1 and share:
+        owed = 0.0  # neurons that the layers so far should have kept, and did not
+        for number in open_layers:
+            most = shape.layers[number].neurons
+            wanted = most - share * most
+            lower = int(wanted // multiple) * multiple
+            upper = min(lower + multiple, most)
+            kept = upper if owed + wanted - lower >= (upper - lower) / 2 else lower
+            owed += wanted - kept
+            neurons[number] = most - kept
+    return ranking.plan(heads, neurons)
 
 
 def allocate_by_unit(ranking: Ranking, heads_ratio: float, neurons_ratio: float) -> PruningPlan:

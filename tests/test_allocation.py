@@ -47,6 +47,33 @@ def reachable(shape) -> float:
     return shape.prunable_parameters / shape.parameters
 
 
+# Widths
+
+
+@settings(max_examples=300, deadline=None)
+@given(model_shapes(), st.floats(0, 1), st.sampled_from((8, 16, 64)))
+def test_widths_are_multiples_or_whole_and_the_target_is_met_within_one_multiple(shape, part, multiple):
+    ratio = part * reachable(shape)
+    ranking = rank(shape, scores_of(shape))
+    plan = allocate(ranking, ratio, multiple=multiple)
+    for layer, removed in zip(shape.layers, plan.removed_per_layer("neurons"), strict=True):
+        assert (layer.neurons - removed) % multiple == 0 or removed == 0
+    off = removed_parameters(plan) - ratio * shape.parameters
+    assert abs(off) <= slack(shape) + multiple * max(layer.neuron_parameters for layer in shape.layers)
+
+
+def test_widths_of_a_large_model_stay_near_the_target():
+    ranking = rank(LLAMA_2_7B, scores_of(LLAMA_2_7B))
+    for multiple in (64, 128):
+        plan = allocate(ranking, 0.2, multiple=multiple)
+        assert not (11008 - plan.removed_per_layer("neurons")).astype(int).__mod__(multiple).any()
+        one_multiple = multiple * _LLAMA_LAYER.neuron_parameters
+        assert abs(removed_parameters(plan) - 0.2 * LLAMA_2_7B.parameters) <= one_multiple
+    dense = PruningPlan.empty(LLAMA_2_7B)
+    locked = allocate(ranking, 0.2, locked={0, 5}, current=dense, multiple=128)
+    assert removed_layer_parameters(locked, 0) == removed_layer_parameters(locked, 5) == 0
+
+
 # The target
 
 
