@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from amp_explore.models.sharding import devices
 from amp_explore.ui.charts import heads_heatmap
 from amp_explore.ui.live import costs, live_perplexity
 from amp_explore.ui.session import Calibration, evaluation
@@ -28,7 +29,7 @@ with facts:
         f"**MLP** {first.neurons:,} neurons per layer\n\n"
         f"**Parameters** {shape.parameters:,}, "
         f"of which {shape.prunable_parameters / shape.parameters:.0%} in heads and neurons\n\n"
-        f"**Runs as** {loaded.dtype} on {loaded.device}\n\n"
+        f"**Runs as** {loaded.dtype} on {devices(loaded.model)}\n\n"
         f"**Fingerprint** `{shape.fingerprint}`"
     )
 with numbers:

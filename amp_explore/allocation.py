@@ -86,6 +86,8 @@ def allocate(
     Raises:
         AmpExploreError: the ratio is out of range, or more than the heads and neurons hold.
     """
+    if multiple < 1:
+        raise AmpExploreError(f"neurons cannot stay in multiples of {multiple}; give 1 or more")
     shape = ranking.shape
     base = current or PruningPlan.empty(shape)
     open_layers = [number for number in range(len(shape.layers)) if number not in locked]

@@ -97,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--neurons-ratio", type=_ratios, metavar="R", help="share of neurons, likewise")
     plan.add_argument("--allocation", choices=["uniform"], default="uniform", help="how layers share the ratio")
     plan.add_argument(
+        "--multiple-of",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --ratio or --layers-worth: layers keep a multiple of N neurons (GPUs like 64 or 128)",
+    )
+    plan.add_argument(
         "--order", choices=["standard", "reversed", "random"], default="standard", help="which units go first"
     )
     plan.add_argument("--scores", type=Path, metavar="FILE", help="scores made by `score`, instead of scoring now")
@@ -118,6 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--limit", type=int, metavar="N", help="questions per task (default: all)")
     measure.add_argument("--hub", action="store_true", help="take the tasks' official data from the hub")
     measure.add_argument("--speed", action="store_true", help="tokens per second, prefill and decode")
+    measure.add_argument("--batch", type=int, default=1, metavar="B", help="for --speed: sequences at once")
+    measure.add_argument("--prompt", type=int, default=128, metavar="T", help="for --speed: tokens before decoding")
+    measure.add_argument("--new-tokens", type=int, default=32, metavar="N", help="for --speed: tokens decoded")
+    measure.add_argument("--repeats", type=int, default=5, metavar="N", help="for --speed: timed rounds")
+    measure.add_argument(
+        "--mode",
+        choices=["eager", "graph", "compiled"],
+        help="for --speed: how to decode (default: what shows the model's own speed on the device)",
+    )
     measure.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     measure.set_defaults(command=_measure)
 
@@ -129,8 +145,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _model_options(parser: argparse.ArgumentParser, *, dtype: str) -> None:
-    parser.add_argument("--model", required=True, metavar="M", help="demo, a hub id, a folder or a .gguf file")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--model", required=True, metavar="M", help="demo, a hub id, a folder, a .gguf file, or random:SHAPE"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, cuda:1, ...; balanced or sequential spread over several devices",
+    )
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default=dtype)
 
 
@@ -225,8 +247,8 @@ def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
             if options.ratio is not None
             else allocation.ratio_of_layers(loaded.shape, options.layers_worth)
         )
-        plan = allocation.allocate(ranking, ratio)
-        made_by["ratio"] = ratio
+        plan = allocation.allocate(ranking, ratio, multiple=options.multiple_of)
+        made_by |= {"ratio": ratio, "multiple_of": options.multiple_of}
     write_atomically(options.out, plan.described(**made_by).to_json().encode())
     progress.clear()
     share = costs.removed_parameters(plan) / loaded.shape.parameters
@@ -277,9 +299,13 @@ def _measure(options: argparse.Namespace, progress: _ProgressBar) -> None:
             report[side]["tasks"] = bench.tasks(loaded, which, tasks, limit=options.limit, data=data, progress=progress)
     if options.speed:
         progress.side = ""
-        for side, result in bench.speed(loaded, plan or empty, progress=progress).items():
-            if side in sides:
-                report[side]["speed"] = result
+        options_of_speed = {
+            name: getattr(options, name) for name in ("batch", "prompt", "new_tokens", "repeats", "mode")
+        }
+        measured = bench.speed(loaded, plan or empty, progress=progress, **options_of_speed)
+        report["machine"] = measured["machine"]
+        for side in sides:
+            report[side]["speed"] = measured[side]
     progress.clear()
     if options.json:
         write_atomically(options.json, json.dumps(report, indent=1).encode())
@@ -315,10 +341,13 @@ def _open(options: argparse.Namespace, progress: _ProgressBar) -> tuple[Workbenc
 
 def _quiet() -> None:
     """Keep the libraries' own progress bars and warnings off a terminal that has ours."""
+    from logging import ERROR, getLogger
+
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    getLogger("accelerate").setLevel(ERROR)
 
 
 def _scores(
@@ -378,11 +407,10 @@ def _table(report: dict[str, Any]) -> str:
                     f"{task} {metric} ({dense['tasks'][task]['n']} questions)",
                     lambda side, t=task, m=metric: _accuracy(side["tasks"][t], m),
                 )
-    for phase in ("prefill", "decode") if "speed" in dense else ():
-        row(
-            f"{phase} tokens/s (median, quartiles)",
-            lambda side, p=phase: _speed(side["speed"][f"{p}_tokens_per_s"]),
-        )
+    for figure in dense.get("speed", ()):
+        if figure.endswith("_tokens_per_s"):
+            phase = figure.removesuffix("_tokens_per_s").replace("_", " ")
+            row(f"{phase} tokens/s (median, quartiles)", lambda side, f=figure: _speed(side["speed"][f]))
     if "speed" in dense:
         rows.append((f"  {dense['speed']['setup']}", "", ""))
     width = max(len(name) for name, *values in rows if any(values))

@@ -3,7 +3,8 @@
 The tasks, prompts and metrics are lm-eval's own and stay untouched, zero-shot, so that the numbers can be
 compared with published ones. Three things differ from calling the harness by hand: the questions may come
 from the offline data (`amp_explore.assets`) instead of the hub, the work says where it stands and can be
-cancelled between batches, and only those logits are computed that a score needs.
+cancelled between batches, and answers are scored by `amp_explore.likelihood`, which gives the harness's
+numbers for less than half the work. What that does not cover, lm-eval's own class for Hugging Face models does.
 
 `evaluate` gives accuracy and its standard error per task. Importing lm-eval takes seconds, so that happens
 on first use.
@@ -18,18 +19,21 @@ import random
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from amp_explore import likelihood
 from amp_explore.assets import task_data
 from amp_explore.errors import AmpExploreError, DataError
+from amp_explore.models.families import share
+from amp_explore.models.sharding import device_of
 from amp_explore.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -47,10 +51,13 @@ _OFFICIAL = {
 }
 TASKS: tuple[str, ...] = tuple(_OFFICIAL)
 
-# Requests that are tokenised at a time: enough to sort by length, few enough to report and cancel in between.
+# Requests that are tokenised at a time: enough to sort, few enough to report and cancel in between.
 _BLOCK = 2048
+# Requests in a forward pass of lm-eval's own class.
+_STOCK_BATCH = 8
 # Reentrant, because a progress callback may run other work in between.
 _one_at_a_time = threading.RLock()
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -62,7 +69,7 @@ def evaluate(
     data: Literal["offline", "hub"] = "offline",
     batch_tokens: int | None = None,
     progress: Progress = no_progress,
-) -> dict[str, dict[str, float | int | None]]:
+) -> dict[str, dict[str, float | int | str | None]]:
     """Zero-shot accuracy of ``model`` on lm-eval's tasks.
 
     Neither the model nor the tokenizer is changed, and no random state is touched. One evaluation runs at a
@@ -74,14 +81,16 @@ def evaluate(
         limit: the first so many questions of each task; None takes all.
         data: ``offline`` reads what ``python -m amp_explore fetch`` brought, ``hub`` the official data sets.
         batch_tokens: the most tokens in one forward pass, padding included (a longer question goes alone).
-            None takes 256 for each thread on a CPU and 8,192 elsewhere.
+            None takes `default_batch_tokens`.
         progress: called between batches with the number of answers scored, their total, and the task's name;
             before that, while their number is not known, with 0 of 1.
 
     Returns:
         For each task ``acc`` and ``acc_norm`` (by likelihood per byte of the answer) in 0..1, their standard
-        errors ``acc_stderr`` and ``acc_norm_stderr`` (None for a single question), and the number of questions
-        ``n``. Where the official task has no ``acc_norm`` (WinoGrande), it is None.
+        errors ``acc_stderr`` and ``acc_norm_stderr`` (None for a single question), the number of questions ``n``,
+        and who scored the answers, ``evaluator``: "tree" (`amp_explore.likelihood`), or "stock" (lm-eval's own class)
+        where the model's attention takes no ready mask. Where the official task has no ``acc_norm`` (WinoGrande), it
+        is None.
 
     Raises:
         AmpExploreError: an unknown task, or a limit below 1.
@@ -89,20 +98,14 @@ def evaluate(
         DataError: the hub could not be reached, or does not have the data.
     """
     check(tasks, limit)
-    if batch_tokens is None:
-        batch_tokens = 256 * torch.get_num_threads() if model.device.type == "cpu" else 8192
-
     # datasets keeps what a task derives from its questions beside their file. A new folder each time costs a
     # moment, and nothing in it is ever stale, damaged or in another process's way.
     scratch = tempfile.TemporaryDirectory(prefix="amp-explore-", ignore_cleanup_errors=True)
     with _one_at_a_time, _undisturbed(progress), scratch as folder:
-        import lm_eval
-
         progress(0, 1, "loading the questions")
         loaded = {task: _load(task, data, Path(folder)) for task in tasks}
-        harness_model = _harness_model(model, tokenizer, batch_tokens, progress)
-        results = lm_eval.evaluate(harness_model, {"tasks": loaded}, limit=limit, log_samples=False)
-    return {task: _numbers(results["results"][task], results["n-samples"][task]["effective"]) for task in tasks}
+        metrics = _run(model, tokenizer, loaded, limit=limit, batch_tokens=batch_tokens, progress=progress)
+    return {task: _numbers(metrics[task]) for task in tasks}
 
 
 def check(tasks: Sequence[str], limit: int | None) -> None:
@@ -113,6 +116,11 @@ def check(tasks: Sequence[str], limit: int | None) -> None:
         raise AmpExploreError(f"{problem}; choose from {', '.join(TASKS)}")
     if limit is not None and limit < 1:
         raise AmpExploreError(f"limit is {limit}; give at least 1 question, or none for all of them")
+
+
+def default_batch_tokens(model: PreTrainedModel) -> int:
+    """Tokens in one forward pass that were fastest for the demo model."""
+    return 256 * max(4, torch.get_num_threads()) if device_of(model).type == "cpu" else 16384
 
 
 def offline_questions(*, file: str, split: str, **_) -> dict[str, Dataset]:
@@ -158,75 +166,89 @@ def _load(name: str, data: Literal["offline", "hub"], scratch: Path) -> Task:
     return task
 
 
+def _run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Mapping[str, Task],
+    *,
+    limit: int | None = None,
+    batch_tokens: int | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, dict[str, Any]]:
+    """The harness's metrics of any of its tasks, under its own names, and who scored them (``evaluator``)."""
+    import lm_eval
+
+    harness_model = _harness_model(model, tokenizer, batch_tokens or default_batch_tokens(model), progress)
+    results = lm_eval.evaluate(harness_model, dict(tasks), limit=limit, log_samples=False)["results"]
+    return {
+        task: results[task] | {"evaluator": "stock" if task in harness_model.left_to_stock else "tree"}
+        for task in tasks
+    }
+
+
 def _harness_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int, progress: Progress
 ) -> HFLM:
-    """The harness's Hugging Face model, with progress and batches of a bounded number of tokens."""
+    """The harness's Hugging Face model, with progress and with log-likelihoods by `amp_explore.likelihood`."""
     from lm_eval.models.huggingface import HFLM
 
-    class ReportingLM(HFLM):
+    class TreeLM(HFLM):
         def __init__(self) -> None:
             # HFLM ties the weights of a module it is given, and may add a pad token to a tokenizer. So it gets
-            # a copy of the tokenizer, and of the model only what it reads; the forward pass is below.
-            described = SimpleNamespace(device=model.device, config=model.config)
-            own_tokenizer = deepcopy(tokenizer)
-            super().__init__(pretrained=described, tokenizer=own_tokenizer, backend="causal", batch_size="auto")
+            # a copy of the tokenizer, and of the model only what it reads.
+            described = SimpleNamespace(device=device_of(model), config=model.config)
+            super().__init__(pretrained=described, tokenizer=deepcopy(tokenizer), backend="causal")
+            self.left_to_stock: set[str] = set()  # names of tasks
 
         def loglikelihood(self, requests, disable_tqdm=True):
+            if not likelihood.covers(model):
+                return self._by_stock("loglikelihood", requests)
             self.done, self.total = 0, len(requests)
             answers = []
             for self.task, of_task in itertools.groupby(requests, key=lambda request: request.task_name):
                 for block in _blocks(of_task, _BLOCK):
                     answers += super().loglikelihood(block, disable_tqdm=True)
-            progress(self.total, self.total, self.task)
+                    self.done += len(block)
             return answers
 
         def _loglikelihood_tokens(self, requests, disable_tqdm=True, override_bs=None):
             """One answer (log-likelihood, is greedy) per request (texts, context tokens, answer tokens)."""
-            answers = [None] * len(requests)
-            for batch in _batches([context + answer for _, context, answer in requests], batch_tokens):
-                progress(self.done, self.total, self.task)
-                chosen = [requests[i] for i in batch]
-                self.kept = self._needed_logits(chosen)
-                scored = super()._loglikelihood_tokens(chosen, disable_tqdm=True, override_bs=len(batch))
-                for i, answer in zip(batch, scored, strict=True):
-                    answers[i] = answer
-                self.done += len(batch)
+            return likelihood.log_likelihoods(
+                model,
+                [(context, answer) for _, context, answer in requests],
+                max_length=self.max_length,
+                batch_tokens=batch_tokens,
+                progress=lambda done, _, __: progress(self.done + done, self.total, self.task),
+            )
+
+        def loglikelihood_rolling(self, requests, disable_tqdm=True):
+            return self._by_stock("loglikelihood_rolling", requests)
+
+        def generate_until(self, requests, disable_tqdm=True):
+            return self._by_stock("generate_until", requests)
+
+        def _by_stock(self, kind: str, requests) -> list:
+            tasks = sorted({request.task_name for request in requests})
+            _log.warning("%s: %s is left to lm-eval's own, slower class", ", ".join(tasks), kind)
+            self.left_to_stock.update(tasks)
+            copied = share(model)
+            copied.config.tie_word_embeddings = False  # what is tied stays so; HFLM shall not tie what is not
+            stock = HFLM(pretrained=copied, tokenizer=self.tokenizer, backend="causal", batch_size=_STOCK_BATCH)
+            stock._device = device_of(model)  # HFLM asks the weights, which may be offloaded
+            answers = []
+            for block in _blocks(requests, _STOCK_BATCH):
+                progress(len(answers), len(requests), block[0].task_name)
+                answers += getattr(stock, kind)(block, disable_tqdm=True)
+            progress(len(answers), len(requests), block[0].task_name)
             return answers
 
-        def _needed_logits(self, requests) -> int:
-            """How many positions, at the end of the padded batch, hold the logits of all answers."""
-            ends = [min(len(context) + len(answer) - 1, self.max_length) for _, context, answer in requests]
-            starts = [end - len(answer) for end, (_, _, answer) in zip(ends, requests, strict=True)]
-            return max(ends) - min(starts)
-
-        def _model_call(self, inps, attn_mask=None, labels=None):
-            """(B, T) token ids -> (B, kept, V) logits of the last positions; HFLM counts from the end."""
-            with torch.no_grad():
-                return model(inps, use_cache=False, logits_to_keep=self.kept).logits
-
-    return ReportingLM()
+    return TreeLM()
 
 
 def _blocks(items: Iterable, size: int) -> Iterator[list]:
     items = iter(items)
     while block := list(itertools.islice(items, size)):
         yield block
-
-
-def _batches(rows: Sequence[list[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of rows of tokens, longest first, in batches of at most ``batch_tokens`` after padding.
-
-    Rows that differ in their last token only stay neighbours: HFLM answers those from one row.
-    """
-    batch: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: (-len(rows[i]), rows[i])):
-        if batch and (len(batch) + 1) * len(rows[batch[0]]) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 @contextmanager
@@ -261,9 +283,10 @@ def _undisturbed(progress: Progress) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _numbers(metrics: dict, n: int) -> dict[str, float | int | None]:
+def _numbers(metrics: dict[str, Any]) -> dict[str, float | int | str | None]:
     def number(key: str) -> float | None:
         value = metrics.get(f"{key},none")
         return None if value in (None, "N/A") else float(value)  # N/A: the standard error of one question
 
-    return {key: number(key) for key in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")} | {"n": n}
+    numbers = {key: number(key) for key in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr")}
+    return numbers | {"n": metrics["sample_len"], "evaluator": metrics["evaluator"]}

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedModel
 
+from amp_explore.models import sharding
 from amp_explore.models.families import (
     LayerShape,
     decoder_layers,
@@ -69,7 +70,7 @@ def costs_of_model(model: PreTrainedModel) -> Costs:
         heads = block.q_proj.out_features // block.head_dim
         kv_numbers += block.k_proj.out_features + block.v_proj.out_features
         attention += _attention_flops(heads, block.head_dim, sliding_window(block))
-    parameters = list(model.parameters())
+    parameters = list(sharding.parameters(model))
     return Costs(
         parameters=sum(parameter.numel() for parameter in parameters),
         weight_bytes=sum(parameter.nbytes for parameter in parameters),

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import LayerParts, ModelShape, decoder_layers, layer_parts
 from amp_explore.models.loading import LoadedModel
+from amp_explore.models.sharding import tensor_of
 from amp_explore.statistics import ActivationStatistics
 
 
@@ -67,6 +68,13 @@ class Scores:
         return cls(*fields)
 
 
+def scores_by_lot(shape: ModelShape, seed: int = 0) -> Scores:
+    """Scores that mean nothing, for models that know nothing."""
+    lot = np.random.default_rng(seed)
+    drawn = (tuple(lot.random(width, np.float32) for width in widths) for widths in (shape.heads, shape.neurons))
+    return Scores(*drawn)
+
+
 @dataclass(frozen=True)
 class Criterion:
     """How one method scores a layer's units. `formula` and `source` are shown to people."""
@@ -93,7 +101,7 @@ def projected_neurons(statistics: ActivationStatistics, parts: LayerParts, layer
 
     AMP's head score carried over to neurons, since `||a_j w_j||_1 = |a_j| ||w_j||_1`.
     """
-    column_norms = torch.linalg.vector_norm(parts.down.weight, 1, dim=0, dtype=torch.float32)
+    column_norms = torch.linalg.vector_norm(tensor_of(parts.down, "weight"), 1, dim=0, dtype=torch.float32)
     return statistics.neuron_magnitude[layer] * column_norms.cpu()
 
 

@@ -15,3 +15,7 @@ class PlanError(AmpExploreError):
 
 class DataError(AmpExploreError):
     """Calibration or evaluation data is missing, too short or unreadable."""
+
+
+class TooLarge(AmpExploreError):
+    """It does not fit into the device's memory."""

@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
@@ -22,6 +23,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from amp_explore.models.families import decoder_layers, share, sliding_window
+from amp_explore.models.sharding import device_of
 from amp_explore.progress import Progress, no_progress
 from amp_explore.slicing import NoAttention
 
@@ -34,7 +36,8 @@ MODES: dict[Mode, str] = {
     "compiled": "fused by torch.compile; on a GPU, recorded as a CUDA graph too",
 }
 
-_RECOMPILES = 256  # layers of a plan drawn by hand may all differ; torch.compile gives up after 8 by default
+_COMPILED_EXACTLY = 4  # different shapes of layers; each takes 10 to 20 s on a GPU, once in a process
+_RECOMPILES = 256  # torch.compile gives up after 8 by default
 
 
 def modes_on(device: torch.device) -> tuple[Mode, ...]:
@@ -57,9 +60,10 @@ class Decoder(Protocol):
 def decoder(model: PreTrainedModel, *, batch: int, length: int, mode: Mode) -> Decoder:
     """A decoder for `batch` sequences of up to `length` tokens, prompt included, ready to run.
 
-    Where compiling fails, for want of a C compiler for example, the decoder says so in its `mode`.
+    A model on several devices decodes eagerly, and so does one whose step cannot be compiled, for want of a C compiler
+    for example; the decoder says so in its `mode`.
     """
-    if mode == "eager":
+    if mode == "eager" or any(hasattr(module, "_hf_hook") for module in model.modules()):
         return EagerDecoder(model)
     try:
         return FixedDecoder(model, batch, length, mode)
@@ -69,7 +73,7 @@ def decoder(model: PreTrainedModel, *, batch: int, length: int, mode: Mode) -> D
         if mode != "compiled":
             raise
         log.warning("torch.compile failed, going on without it: %s", " ".join(str(error).split())[:300])
-        return FixedDecoder(model, batch, length, "graph") if model.device.type == "cuda" else EagerDecoder(model)
+        return FixedDecoder(model, batch, length, "graph") if device_of(model).type == "cuda" else EagerDecoder(model)
 
 
 class EagerDecoder:
@@ -97,16 +101,17 @@ class FixedDecoder:
 
     def __init__(self, model: PreTrainedModel, batch: int, length: int, mode: Mode) -> None:
         self.mode = mode
-        self._token = torch.zeros(batch, 1, dtype=torch.long, device=model.device)
-        self._position = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        self._slots = torch.arange(length, device=model.device)
+        self._token = torch.zeros(batch, 1, dtype=torch.long, device=device_of(model))
+        self._position = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))
+        self._slots = torch.arange(length, device=device_of(model))
         layers = decoder_layers(model)
         windows = [
             None if isinstance(layer.self_attn, NoAttention) else sliding_window(layer.self_attn) for layer in layers
         ]
-        empty = torch.zeros(1, 1, 1, length, dtype=model.dtype, device=model.device)
+        empty = torch.zeros(1, 1, 1, length, dtype=model.dtype, device=device_of(model))
         self._masks = {window: empty.clone() for window in windows}  # added to the attention scores: (1, 1, 1, length)
-        step = torch.compile(_step, options=_fusion(model.device)) if mode == "compiled" else _step
+        alike = len({tuple(p.shape for p in layer.parameters()) for layer in layers}) <= _COMPILED_EXACTLY
+        step = _compiled_step(device_of(model).type, exactly=alike) if mode == "compiled" else _step
         fixed = [
             _FixedLayer(layer, batch, length, self._position, self._masks[window], step)
             for layer, window in zip(layers, windows, strict=True)
@@ -176,6 +181,8 @@ class _FixedLayer(nn.Module):
         if not isinstance(attention, NoAttention):
             shape = (batch, attention.k_proj.out_features // attention.head_dim, length, attention.head_dim)
             self.slots = _Slots(attention.k_proj.weight.new_zeros(shape), attention.v_proj.weight.new_zeros(shape))
+            for tensor, dimension in ((self.slots.keys, 2), (self.slots.values, 2), (mask, 3)):
+                torch._dynamo.mark_dynamic(tensor, dimension)  # one compilation for every length
             attention.layer_idx = 0  # where all layers have the same, torch.compile needs to compile one of them only
 
     def forward(self, hidden_states: torch.Tensor, *, position_embeddings, **options) -> torch.Tensor:
@@ -227,10 +234,15 @@ class _Now:
         return self.slots.keys, self.slots.values
 
 
-def _fusion(device: torch.device) -> dict[str, bool]:
-    """On a GPU, let the compiler write the matrix-vector products of batch 1 too and tune them: they then reach a
-    larger share of the memory's speed than the library's."""
-    return {"coordinate_descent_tuning": True} if device.type == "cuda" else {}
+@lru_cache
+def _compiled_step(device: str, *, exactly: bool) -> Callable:
+    """The step of a layer, compiled for each shape of layer `exactly`, or else for whatever varies among them.
+
+    On a GPU the compiler writes the matrix-vector products of batch 1 too and tunes them: they then reach a larger
+    share of the memory's speed than the library's.
+    """
+    options = {"coordinate_descent_tuning": True} if device == "cuda" else {}
+    return torch.compile(_step, dynamic=False if exactly else None, options=options)
 
 
 @dataclass
@@ -275,7 +287,7 @@ def side_by_side(
     for name, model in models.items():
         progress(0, total, f"preparing {name}")
         decoders[name] = decoder(model, batch=1, length=len(ids) + new_tokens, mode=mode)
-        decoders[name].prefill(ids[None].to(model.device))  # warm-up
+        decoders[name].prefill(ids[None].to(device_of(model)))  # warm-up
         decoders[name].step()
     while not all(stream.finished for stream in streams.values()):
         for name, stream in streams.items():
@@ -286,7 +298,7 @@ def side_by_side(
                     token = decoders[name].step().item()
                     stream.seconds += time.perf_counter() - start
                 else:
-                    token = decoders[name].prefill(ids[None].to(models[name].device)).item()
+                    token = decoders[name].prefill(ids[None].to(device_of(models[name]))).item()
                     stream.prefill_seconds = time.perf_counter() - start
                 stream.tokens.append(token)
                 stream.finished = token in stop or len(stream.tokens) >= new_tokens

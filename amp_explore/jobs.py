@@ -48,6 +48,7 @@ class Job:
     done: int = 0
     total: int = 0
     note: str = ""
+    partial: Any = None  # what the work has to show so far
     result: Any = None
     error: str = ""
     started: float = 0.0

@@ -15,6 +15,7 @@ from amp_explore.boundaries import PlanBoundaries
 from amp_explore.calibration import TokenWindows
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import context_of, decoder_layers, share
+from amp_explore.models.sharding import device_of, devices
 from amp_explore.progress import Progress, no_progress
 
 _LOGITS = 2**26  # of these, (windows, tokens, vocabulary), exist at a time: 256 MiB in float32
@@ -50,7 +51,7 @@ def perplexity(
     with torch.inference_mode():
         run = _Run(model, boundaries, -(-len(ids) // batch), progress)
         for part, states in zip(ids.split(batch), run.known(batch), strict=False):
-            part = part.to(model.device)  # (B, T)
+            part = part.to(device_of(model))  # (B, T)
             logits = run(part, states)[:, :-1].flatten(0, 1).float()  # (B * (T - 1), V)
             loss = F.cross_entropy(logits, part[:, 1:].flatten(), reduction="none")
             losses.append(loss.double().view(len(part), -1).mean(1).cpu())
@@ -64,7 +65,7 @@ def perplexity(
         **windows.describe(),
         "tokens_scored": ids[:, 1:].numel(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
+        "device": devices(model),
     }
 
 

@@ -21,6 +21,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from amp_explore.models.families import LayerParts, decoder_layers, layer_parts, share
 from amp_explore.models.loading import LoadedModel
+from amp_explore.models.sharding import device_of, keep, tensor_of
 from amp_explore.plan import PruningPlan
 
 LayerOf = Callable[[LoadedModel, PruningPlan, int], nn.Module]
@@ -38,14 +39,18 @@ def slice_model(loaded: LoadedModel, plan: PruningPlan, layer_of: LayerOf | None
 
 
 def slice_layer(loaded: LoadedModel, plan: PruningPlan, number: int) -> nn.Module:
-    """One decoder layer without the plan's units; the dense layer stays as it is."""
+    """One decoder layer without the plan's units, on the dense layer's device; the dense layer stays as it is.
+
+    Where that layer's weights are offloaded, or its device has no room for more, nothing is stored: what remains is cut
+    out of the dense weights whenever the layer runs (see `sharding.keep`).
+    """
     layer = share(decoder_layers(loaded.model)[number])
     parts = layer_parts(layer, loaded.family)
     if plan.neurons[number].any():
-        kept = _indices(~plan.neurons[number], parts.down.weight)
+        kept = torch.from_numpy((~plan.neurons[number]).nonzero()[0])
         for up in parts.up:
-            _keep_rows(up, kept)
-        _keep_columns(parts.down, kept)
+            keep(up, 0, kept)
+        keep(parts.down, 1, kept)
     if plan.heads[number].all():
         layer.self_attn = NoAttention(parts)
     elif plan.heads[number].any():
@@ -57,13 +62,13 @@ def _slice_attention(parts: LayerParts, plan: PruningPlan, number: int) -> None:
     shape = plan.shape.layers[number]
     kept_heads = (~plan.heads[number]).nonzero()[0].tolist()
     kept_kv = (~plan.removed_kv_heads(number)).nonzero()[0].tolist()
-    head_rows = _indices_of_blocks(kept_heads, parts.head_dim, parts.q.weight)
-    kv_rows = _indices_of_blocks(kept_kv, parts.head_dim, parts.k.weight)
-    _keep_rows(parts.q, head_rows)
-    _keep_columns(parts.o, head_rows)
+    head_rows = _indices_of_blocks(kept_heads, parts.head_dim)
+    keep(parts.q, 0, head_rows)
+    keep(parts.o, 1, head_rows)
     if len(kept_kv) < shape.kv_heads:
-        _keep_rows(parts.k, kv_rows)
-        _keep_rows(parts.v, kv_rows)
+        kv_rows = _indices_of_blocks(kept_kv, parts.head_dim)
+        keep(parts.k, 0, kv_rows)
+        keep(parts.v, 0, kv_rows)
 
     groups = [[i for i, head in enumerate(kept_heads) if shape.kv_of_head[head] == kv] for kv in kept_kv]
     widest = max(map(len, groups))
@@ -73,7 +78,7 @@ def _slice_attention(parts: LayerParts, plan: PruningPlan, number: int) -> None:
     # Every group is filled up to the widest by repeating a query head; the copies' outputs are dropped again.
     filled = [head for group in groups for head in group + group[-1:] * (widest - len(group))]
     wanted = [g * widest + place for g, group in enumerate(groups) for place in range(len(group))]
-    device = parts.q.weight.device
+    device = device_of(parts.q)
     parts.attention.register_buffer("filled_heads", torch.tensor(filled, device=device), persistent=False)
     parts.attention.register_buffer("wanted_heads", torch.tensor(wanted, device=device), persistent=False)
     config = parts.attention.config  # this layer's own copy: the others, and the masks, go on as they did
@@ -113,7 +118,8 @@ class NoAttention(nn.Module):
     def __init__(self, parts: LayerParts) -> None:
         super().__init__()
         self.layer_idx = parts.attention.layer_idx
-        self.bias = parts.o.bias
+        bias = tensor_of(parts.o, "bias")
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, hidden_states: torch.Tensor, *, past_key_values=None, **_) -> tuple[torch.Tensor, None]:
         """(B, T, d) -> (B, T, d), the same for every token."""
@@ -136,26 +142,9 @@ def mask(loaded: LoadedModel, plan: PruningPlan) -> PreTrainedModel:
 
 
 def _silence_inputs(linear: nn.Linear, kept: torch.Tensor) -> None:
-    kept = kept.to(linear.weight.device)
+    kept = kept.to(device_of(linear))
     linear.register_forward_pre_hook(lambda _, inputs: (inputs[0].masked_fill(~kept, 0),))
 
 
-def _indices(kept, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(kept.nonzero()[0]).to(like.device)
-
-
-def _indices_of_blocks(blocks: list[int], size: int, like: torch.Tensor) -> torch.Tensor:
-    starts = torch.tensor(blocks, device=like.device)[:, None] * size
-    return (starts + torch.arange(size, device=like.device)).flatten()
-
-
-def _keep_rows(linear: nn.Linear, rows: torch.Tensor) -> None:
-    linear.weight = nn.Parameter(linear.weight[rows], requires_grad=False)
-    if linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias[rows], requires_grad=False)
-    linear.out_features = len(rows)
-
-
-def _keep_columns(linear: nn.Linear, columns: torch.Tensor) -> None:
-    linear.weight = nn.Parameter(linear.weight[:, columns].contiguous(), requires_grad=False)
-    linear.in_features = len(columns)
+def _indices_of_blocks(blocks: list[int], size: int) -> torch.Tensor:
+    return (torch.tensor(blocks)[:, None] * size + torch.arange(size)).flatten()

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from amp_explore.errors import AmpExploreError
+from amp_explore.errors import AmpExploreError, TooLarge
 from amp_explore.generation import EagerDecoder, Mode, decoder, modes_on
 from amp_explore.models.families import context_of
+from amp_explore.models.sharding import device_of, devices
 from amp_explore.progress import Progress, no_progress
 from amp_explore.roofline import synchronize
 
@@ -63,10 +64,11 @@ def measure(
 
     Raises:
         AmpExploreError: a number is too small, the mode is not to be had on the device, or prompt and new tokens
-            exceed a model's context or the device's memory.
+            exceed a model's context.
+        TooLarge: the KV caches do not fit into the device's memory.
     """
     _check(models, batch=batch, prompt=prompt, new_tokens=new_tokens, repeats=repeats, warmup=warmup)
-    device = next(iter(models.values())).device
+    device = device_of(next(iter(models.values())))
     mode = _mode_on(device, mode)
     vocabulary = min(model.get_input_embeddings().num_embeddings for model in models.values())
     generator = torch.Generator().manual_seed(seed)
@@ -83,7 +85,7 @@ def measure(
         try:
             taken, modes[name] = _turn(models[name], ids, new_tokens, mode)
         except torch.OutOfMemoryError:
-            raise AmpExploreError(
+            raise TooLarge(
                 f"batch {batch} with {prompt + new_tokens} tokens does not fit into the memory of {device}; take less"
             ) from None
         if number >= 0:
@@ -128,17 +130,18 @@ def _turn(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, mode: Mode
 
     One decoder at a time is in memory: KV caches may be larger than the model.
     """
-    ids = ids.to(model.device)
+    device = device_of(model)
+    ids = ids.to(device)
     prefill, decode, eager_decode = FIGURES
     running = decoder(model, batch=ids.shape[0], length=ids.shape[1] + new_tokens, mode=mode)
     taken = {}
-    taken[prefill] = _seconds(model.device, lambda: running.prefill(ids))
-    taken[decode] = _seconds(model.device, running.step, new_tokens)
+    taken[prefill] = _seconds(device, lambda: running.prefill(ids))
+    taken[decode] = _seconds(device, running.step, new_tokens)
     ran = running.mode
     if ran != "eager":
         running = EagerDecoder(model)
         running.prefill(ids)
-        taken[eager_decode] = _seconds(model.device, running.step, new_tokens)
+        taken[eager_decode] = _seconds(device, running.step, new_tokens)
     return taken, ran
 
 
@@ -175,8 +178,8 @@ def _summary(rates: np.ndarray) -> dict[str, object]:
 
 def _setup(model: PreTrainedModel, mode: Mode, *, batch: int, prompt: int, new_tokens: int) -> dict[str, object]:
     return {
-        "device": str(model.device),
-        "device_name": _device_name(model.device),
+        "device": devices(model),
+        "device_name": _device_name(device_of(model)),
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "batch": batch,

@@ -23,8 +23,9 @@ from amp_explore.progress import Progress, no_progress
 VERSION = 1
 """Part of every cache key; goes up whenever the numbers below change."""
 
-_PRODUCT_ELEMENTS = 2**22  # of one head's projected output (tokens, hidden) that exist at a time
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+# Of one head's projected output (tokens, hidden), so much exists at a time: on a CPU, what stays in its cache.
+_PRODUCT_BYTES = {"cpu": 2**21, "cuda": 2**26}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,70 +41,80 @@ class ActivationStatistics:
 
 
 def collect(loaded: LoadedModel, windows: TokenWindows, *, progress: Progress = no_progress) -> ActivationStatistics:
-    """Run the dense model once over the windows. `progress` counts windows and may cancel between batches."""
-    sums = _Sums(loaded)
-    done = 0
+    """Run the dense model once over the windows. `progress` counts layers, of every batch, and may cancel before
+    each."""
+    batches = list(_batches(windows, _on(_BATCH_TOKENS, loaded.device)))
+    sums = _Sums(loaded, len(batches), progress)
     with torch.inference_mode():
-        for ids, attended in _batches(windows, _BATCH_TOKENS.get(loaded.device.type, 2048)):
-            progress(done, len(windows.ids), "scoring")
-            sums.attended = attended.to(loaded.device)
-            # the vocabulary projection is not needed: run the decoder alone
-            sums.model.model(ids.to(loaded.device), attention_mask=sums.mask_for_model(), use_cache=False)
-            done += len(ids)
-    progress(done, done, "scoring")
+        for ids, attended in batches:
+            sums.add(ids.to(loaded.device), attended.to(loaded.device))
+    progress(sums.steps, sums.steps, "scoring")
     return ActivationStatistics(
-        *(tuple((s / done).float().cpu() for s in total) for total in (sums.heads, sums.neurons))
+        *(tuple((s / len(windows.ids)).float().cpu() for s in total) for total in (sums.heads, sums.neurons))
     )
 
 
 class _Sums:
     """Sums over prompts, in float64, and the hooks that add to them."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, batches: int, progress: Progress) -> None:
         self.model = share(loaded.model)  # hooked instead of the dense model, which others may be running
-        self.parts = [layer_parts(layer, loaded.family) for layer in decoder_layers(self.model)]
-        like = {"dtype": torch.float64, "device": loaded.device}
-        self.heads = [torch.zeros(layer.heads, **like) for layer in loaded.shape.layers]
-        self.neurons = [torch.zeros(layer.neurons, **like) for layer in loaded.shape.layers]
-        self.attended = torch.empty(0)  # (B, T) bool: False on padding
-        for number, parts in enumerate(self.parts):
-            parts.o.register_forward_pre_hook(self._heads_hook(number))
+        layers = decoder_layers(self.model)
+        self.heads = [torch.zeros(layer.heads, dtype=torch.float64) for layer in loaded.shape.layers]
+        self.neurons = [torch.zeros(layer.neurons, dtype=torch.float64) for layer in loaded.shape.layers]
+        self.attended, self.padded = torch.empty(0), False  # (B, T) bool, False on padding; whether there is any
+        self.progress, self.done, self.steps = progress, 0, batches * len(layers)
+        for number, layer in enumerate(layers):
+            parts = layer_parts(layer, loaded.family)
+            layer.register_forward_pre_hook(self._report)
+            parts.o.register_forward_pre_hook(self._heads_hook(number, parts.head_dim))
             parts.down.register_forward_pre_hook(self._neurons_hook(number))
 
-    def mask_for_model(self) -> torch.Tensor | None:
-        """Without padding no mask is given, which lets attention take its fast path."""
-        return None if self.attended.all() else self.attended.long()
+    def add(self, ids: torch.Tensor, attended: torch.Tensor) -> None:
+        """Run a batch of prompts (B, T) through the decoder alone: the vocabulary projection is not needed."""
+        self.attended, self.padded = attended, not attended.all()
+        # without padding no mask is given, which lets attention take its fast path
+        self.model.model(ids, attention_mask=attended.long() if self.padded else None, use_cache=False)
 
-    def _heads_hook(self, number: int):
-        parts = self.parts[number]
+    def _report(self, *_) -> None:
+        self.progress(self.done, self.steps, "scoring")
+        self.done += 1
 
+    def _heads_hook(self, number: int, head_dim: int):
         def add(linear: nn.Linear, inputs: tuple[torch.Tensor]) -> None:
-            slices = head_slices(linear, parts.head_dim)  # (heads, head_dim, hidden)
+            slices = head_slices(linear, head_dim)  # (heads, head_dim, hidden)
             x = inputs[0].flatten(0, 1)  # (B * T, heads * head_dim)
-            chunk = max(1, _PRODUCT_ELEMENTS // slices.shape[-1])
-            norms = torch.empty(len(slices), len(x), device=x.device)  # (heads, B * T)
-            for head, weight in enumerate(slices):
-                columns = x[:, head * parts.head_dim : (head + 1) * parts.head_dim]
-                for start in range(0, len(x), chunk):
-                    written = columns[start : start + chunk] @ weight  # (chunk, hidden)
-                    norms[head, start : start + chunk] = torch.linalg.vector_norm(
-                        written, 1, dim=-1, dtype=torch.float32
-                    )
-            self.heads[number] += self._sum_of_prompt_means(norms.T.unflatten(0, self.attended.shape))
+            chunk = max(1, _on(_PRODUCT_BYTES, x.device) // (slices.shape[-1] * x.itemsize))
+            norms = [
+                torch.cat([_l1(part @ weight, -1) for part in columns.split(chunk)])  # (B * T,)
+                for columns, weight in zip(x.split(head_dim, 1), slices, strict=True)
+            ]
+            self._count(self.heads, number, torch.stack(norms, -1).unflatten(0, inputs[0].shape[:2]))
 
         return add
 
     def _neurons_hook(self, number: int):
         def add(linear: nn.Linear, inputs: tuple[torch.Tensor]) -> None:
-            self.neurons[number] += self._sum_of_prompt_means(inputs[0].abs())
+            self._count(self.neurons, number, inputs[0])
 
         return add
 
-    def _sum_of_prompt_means(self, values: torch.Tensor) -> torch.Tensor:
-        """(B, T, units) -> (units,)."""
-        lengths = self.attended.sum(1, keepdim=True)
-        weights = (self.attended / lengths).flatten()  # (B * T,)
-        return (weights.to(torch.float32) @ values.flatten(0, 1).float()).double()
+    def _count(self, total: list[torch.Tensor], number: int, values: torch.Tensor) -> None:
+        """Add each prompt's mean of |values| (B, T, units) over its tokens."""
+        attended = self.attended.to(values.device)[..., None]  # (B, T, 1)
+        norms = _l1(values.where(attended, 0) if self.padded else values, 1)  # (B, units)
+        total[number] = total[number].to(values.device) + (norms / attended.sum(1)).double().sum(0)
+
+
+def _l1(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """L1 norm in float32. The norm's kernel reads its input once, which counts on a GPU; on a CPU it is the slower."""
+    if values.is_cuda:
+        return torch.linalg.vector_norm(values, 1, dim, dtype=torch.float32)
+    return values.abs().sum(dim, dtype=torch.float32)
+
+
+def _on(sizes: dict[str, int], device: torch.device) -> int:
+    return sizes.get(device.type, sizes["cpu"])
 
 
 def _batches(windows: TokenWindows, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

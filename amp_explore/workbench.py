@@ -6,6 +6,7 @@ is plain and synchronous; what runs in the background is the caller's choice.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -22,11 +23,12 @@ from transformers import PreTrainedModel
 from amp_explore import assets, commonsense, criteria, speed, statistics
 from amp_explore.boundaries import Boundaries
 from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
-from amp_explore.errors import AmpExploreError
+from amp_explore.errors import AmpExploreError, TooLarge
 from amp_explore.models.loading import LoadedModel, ModelPool
 from amp_explore.perplexity import perplexity
 from amp_explore.plan import PruningPlan
-from amp_explore.progress import Progress, no_progress
+from amp_explore.progress import Progress, no_progress, part
+from amp_explore.roofline import Machine, measure_machine
 from amp_explore.slicing import slice_layer, slice_model
 from amp_explore.store import Key, Store
 
@@ -70,6 +72,7 @@ class Workbench:
         self.store = store or Store(assets.cache_root())
         self.pool = pool or ModelPool(_models_in_memory())
         self._kept: WeakKeyDictionary[LoadedModel, _Kept] = WeakKeyDictionary()
+        self._machines: dict[tuple, Machine] = {}
         self._lock = threading.Lock()
 
     def statistics(
@@ -161,16 +164,49 @@ class Workbench:
         return results
 
     def speed(
-        self, loaded: LoadedModel, plan: PruningPlan, *, progress: Progress = no_progress, **options: int
+        self, loaded: LoadedModel, plan: PruningPlan, *, progress: Progress = no_progress, **options: Any
     ) -> dict[str, Any]:
-        """Tokens per second of dense and sliced in turn; always measured anew, and kept."""
+        """Tokens per second of dense and sliced in turn; always measured anew, and kept.
+
+        `dense` and `pruned` are what `speed.measure` gives for each, `machine` is what the device can do at best;
+        options are those of `speed.measure`.
+        """
         models = {"dense": loaded.model}
         if not plan.is_empty:
             models["pruned"] = self.sliced(loaded, plan)
-        result = speed.measure(models, progress=progress, **options)
+        machine = self.machine(loaded, progress=progress)
+        result = speed.measure(models, progress=progress, **options) | {"machine": machine.as_dict()}
         setup = result["dense"]["setup"]
         self.store.put_measurement("speed", loaded.shape.fingerprint, plan.digest, setup, result)
         return result
+
+    def speeds(
+        self,
+        loaded: LoadedModel,
+        plan: PruningPlan,
+        *,
+        batches: Sequence[int],
+        prompts: Sequence[int],
+        progress: Progress = no_progress,
+        **options: Any,
+    ) -> list[str]:
+        """`speed` for every batch with every length of prompt; returns what did not fit, a sentence each."""
+        cases, too_large = list(itertools.product(batches, prompts)), []
+        for number, (batch, prompt) in enumerate(cases):
+            note = f"batch {batch}, {prompt} tokens: "
+            reported = part(lambda done, total, said, note=note: progress(done, total, note + said), number, len(cases))
+            try:
+                self.speed(loaded, plan, batch=batch, prompt=prompt, progress=reported, **options)
+            except TooLarge as error:
+                too_large.append(str(error))
+        return too_large
+
+    def machine(self, loaded: LoadedModel, *, progress: Progress = no_progress) -> Machine:
+        """What the model's device can do at best, measured once."""
+        key = (loaded.device, loaded.model.dtype, torch.get_num_threads())
+        if key not in self._machines:
+            self._machines[key] = measure_machine(*key[:2], progress=progress)
+        return self._machines[key]
 
 
 def prepare_demo(progress: Progress = no_progress) -> None:

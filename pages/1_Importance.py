@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from amp_explore.criteria import CRITERIA
+from amp_explore.models.sharding import devices
 from amp_explore.ui.charts import heads_heatmap, histogram, image_options, layer_distribution, neurons_heatmap
 from amp_explore.ui.session import windows_of
 from amp_explore.ui.shell import open_page, scores_or_wait, scoring_options
@@ -110,7 +111,7 @@ st.subheader("Download")
 windows = windows_of(state.loaded, calibration)
 st.caption(
     f"Scored on {windows.data}: {len(windows.ids)} windows, {windows.tokens:,} tokens; "
-    f"{state.loaded.dtype} on {state.loaded.device}."
+    f"{state.loaded.dtype} on {devices(state.loaded.model)}."
 )
 table = pd.concat(
     pd.DataFrame({"layer": number, "unit": unit, "index": range(len(values)), "score": values})

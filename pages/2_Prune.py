@@ -12,9 +12,18 @@ from amp_explore.ui.shell import open_page, scores_or_wait, scoring_options
 state = open_page("Prune")
 shape = state.loaded.shape
 MOST = int(1000 * shape.prunable_parameters / shape.parameters) / 10  # percent of all parameters that can go
-with st.expander("Criterion and calibration", icon=":material/tune:"):
+with st.expander("Criterion, calibration and widths", icon=":material/tune:"):
     calibration, criterion = scoring_options(st.container())
     st.caption(f"{CRITERIA[criterion].formula} · {CRITERIA[criterion].source}")
+    st.segmented_control(
+        "Neurons stay in multiples of",
+        [1, 8, 16, 64, 128],
+        default=1,
+        required=True,
+        key="multiple",
+        help="A GPU multiplies matrices of odd widths up to four times slower. Counts for plans by parameters or layers.",
+        persist_state="session",
+    )
 scores = scores_or_wait(state, calibration, criterion)
 if scores is None:
     st.stop()
@@ -23,11 +32,18 @@ if scores is None:
 def plan_by_ratio(ratio: float, order: str, seed: int = 0) -> None:
     """Put AMP's uniform allocation at this ratio in place of the plan; locked layers stay."""
     try:
-        plan = allocate(rank(shape, scores, order, seed), ratio, locked=state.locked_layers, current=state.plan)
+        plan = allocate(
+            rank(shape, scores, order, seed),
+            ratio,
+            locked=state.locked_layers,
+            current=state.plan,
+            multiple=st.session_state.multiple,
+        )
     except AmpExploreError as error:
         state.notice(error)
         return
-    state.edit(plan.described(criterion=criterion, allocation="uniform", order=order, ratio=ratio, seed=seed))
+    made_by = {"criterion": criterion, "allocation": "uniform", "order": order, "ratio": ratio, "seed": seed}
+    state.edit(plan.described(**made_by, multiple_of=st.session_state.multiple))
 
 
 def plan_by_units(heads: float, neurons: float, order: str) -> None:

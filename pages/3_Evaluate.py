@@ -1,4 +1,4 @@
-"""Evaluate: commonsense accuracy, perplexity and tokens per second of the plan, beside the dense model."""
+"""Evaluate: commonsense accuracy and perplexity of the plan, beside the dense model."""
 
 import pandas as pd
 import streamlit as st
@@ -6,12 +6,10 @@ import streamlit as st
 from amp_explore.commonsense import TASKS
 from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
-from amp_explore.speed import speedup
 from amp_explore.ui.charts import image_options, side_by_side
 from amp_explore.ui.live import live_perplexity
 from amp_explore.ui.session import Session, evaluation, workbench
 from amp_explore.ui.shell import latest_job, open_page, own_text, show_failure, start, wait_for
-from amp_explore.ui.text import signed_percent
 from amp_explore.workbench import task_setup
 
 TEXTS = {
@@ -120,68 +118,6 @@ def _task_row(task: str, metric: str, dense: dict, pruned: dict | None) -> dict:
     }
 
 
-def speed(state: Session) -> None:
-    """Tokens per second, dense and pruned in turn."""
-    st.subheader("Speed")
-    st.caption(
-        "Measured, not estimated: dense and sliced run in turn in one job, after warm-up, while nothing else computes."
-    )
-    columns = st.columns([2, 2, 2, 2, 1.4], vertical_alignment="bottom")
-    fields = (
-        ("Batch", "batch", 1, 256, 1),
-        ("Prompt tokens", "prompt", 1, 8192, 128),
-        ("New tokens", "new_tokens", 1, 1024, 32),
-        ("Repeats", "repeats", 1, 100, 5),
-    )
-    options = {
-        name: column.number_input(label, least, most, value, key=f"speed_{name}", persist_state="session")
-        for column, (label, name, least, most, value) in zip(columns, fields, strict=False)
-    }
-    bench, loaded, plan = workbench(), state.loaded, state.plan
-    topic = f"speed:{state.fingerprint}:{plan.digest}"
-    running = (job := latest_job(topic)) is not None and job.active
-    if columns[-1].button("Measure", type="primary", disabled=running, width="stretch"):
-        job = start(
-            "Speed",
-            topic,
-            lambda job: bench.speed(loaded, plan, progress=job, **options) and None,
-            exclusive=True,
-        )
-    if job is not None and job.active:
-        wait_for(job)
-    show_failure(topic)
-    kept = bench.store.measurements("speed", state.fingerprint, plan.digest)
-    if not kept:
-        st.info("Not measured for this plan yet.")
-        return
-    result = kept[0]
-    dense, pruned = result["dense"], result.get("pruned")
-    ratio = speedup(dense, pruned) if pruned else {}
-    rows = []
-    for phase in ("prefill_tokens_per_s", "decode_tokens_per_s"):
-        row = {"phase": phase.split("_")[0], "dense tokens/s": _rate(dense[phase])}
-        if pruned:
-            row |= {
-                "pruned tokens/s": _rate(pruned[phase]),
-                "change": signed_percent(pruned[phase]["median"], dense[phase]["median"]),
-            }
-            row["speed-up, round by round"] = "{median:.2f}× ({min:.2f} to {max:.2f})".format(**ratio[phase])
-        rows.append(row)
-    st.dataframe(pd.DataFrame(rows), hide_index=True)
-    setup = ", ".join(f"{name} {value}" for name, value in dense["setup"].items())
-    st.caption(f"Median with quartiles of {dense['decode_tokens_per_s']['repeats']} rounds · {setup}")
-    for column, phase in zip(st.columns(2), ("prefill_tokens_per_s", "decode_tokens_per_s"), strict=True):
-        sides = {
-            side: ([figures[phase]["median"]], [figures[phase]["q3"] - figures[phase]["median"]])
-            for side, figures in result.items()
-        }
-        column.plotly_chart(side_by_side([phase.split("_")[0]], sides, y="tokens/s"), key=f"chart_{phase}")
-
-
-def _rate(figures: dict) -> str:
-    return f"{figures['median']:,.1f} ({figures['q1']:,.1f} to {figures['q3']:,.1f})"
-
-
 state = open_page("Evaluate")
 if state.plan.is_empty:
     st.info(
@@ -190,12 +126,11 @@ if state.plan.is_empty:
     )
 perplexity(state)
 commonsense(state)
-speed(state)
 st.subheader("The same from the command line")
 st.caption("Download the plan from the sidebar; the same numbers come out.")
 st.code(
     f"python -m amp_explore measure --model {state.source} --plan plan.json --dtype {state.loaded.dtype} "
     f"--perplexity --windows {st.session_state.evaluate_windows} "
-    f"--tasks all --limit {st.session_state.limit or 100} --speed",
+    f"--tasks all --limit {st.session_state.limit or 100}",
     language="bash",
 )

@@ -23,6 +23,7 @@ PAGES = {
     "pages/1_Importance.py": ("Importance", "Neurons of layer 0"),
     "pages/2_Prune.py": ("Prune", None),
     "pages/3_Evaluate.py": ("Evaluate", "Commonsense"),
+    "pages/4_Speed.py": ("Speed", "Side by side"),
 }
 DENSE = (0, 0)
 

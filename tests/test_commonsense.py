@@ -1,7 +1,7 @@
 """lm-eval's numbers, untouched: compared with the harness called by hand, on the same questions.
 
 A tiny random model reads characters, so that these tests need no download; the one marked `demo` runs the
-demo model on the offline data.
+demo model on the offline data. The likelihoods themselves are tested in `test_likelihood`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,26 @@ import pyarrow as pa
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
 from tiny import VOCABULARY, random_plan, tiny
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from amp_explore import assets, commonsense
 from amp_explore.commonsense import TASKS, evaluate
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.loading import load
+from amp_explore.plan import PruningPlan
 from amp_explore.progress import Cancelled, no_progress
 from amp_explore.slicing import mask, slice_model
 
@@ -138,6 +148,7 @@ def assert_same_numbers(ours: dict, by_hand: dict, n: int) -> None:
     assert ours.keys() == by_hand.keys()
     for task, numbers in ours.items():
         assert numbers.pop("n") == by_hand[task]["sample_len"] == n
+        assert numbers.pop("evaluator") == "tree"
         for key, value in numbers.items():
             assert value == by_hand[task].get(f"{key},none"), (task, key)
 
@@ -183,6 +194,96 @@ def test_likelihoods_are_those_of_the_harness(characters, family):
         assert [greedy for _, greedy in ours] == [greedy for _, greedy in by_hand]
 
 
+def test_winogrande_shares_what_comes_before_the_option(made_up, characters, tmp_path):
+    """Its two answers are one text after two contexts, which differ inside."""
+    model, read = copy.deepcopy(tiny("llama").model), []
+    model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape))
+    task = commonsense._load("winogrande", "offline", tmp_path)
+    commonsense._run(model, characters, {"winogrande": task}, limit=1)
+    first, second = (context + answer for context, answer in (instance.args for instance in task.instances))
+    shared = os.path.commonprefix([first, second])
+    assert "because" in shared
+    assert read == [(1, len(first) - 1 + len(second) - 1 - len(shared))]
+
+
+# Tasks of the harness that are not `TASKS`, and made-up questions for them in the columns of the real ones.
+OTHERS = {
+    "lambada_openai": ("lambada/lambada_openai.yaml", [{"text": f"{i} and so on to the end"} for i in range(3)]),
+    "wikitext": ("wikitext/wikitext.yaml", [{"page": f"Page {i} has = words = ." * 30} for i in range(3)]),
+    "babi": ("babi/babi.yaml", [{"passage": f"{i} is.", "question": "Is it?", "answer": "a"} for i in range(3)]),
+}
+
+
+def other_tasks(folder: Path, names=tuple(OTHERS)) -> dict[str, Task]:
+    manager, tasks = lm_eval.tasks.TaskManager(include_defaults=False), {}
+    for name in names:
+        file, rows = OTHERS[name]
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_stream(folder / f"{name}.arrow", table.schema) as writer:
+            writer.write_table(table)
+        (folder / f"{name}.yaml").write_text(
+            f"include: {OFFICIAL / file}\n"
+            f"custom_dataset: !function {commonsense.__name__}.{commonsense.offline_questions.__name__}\n"
+            f"dataset_kwargs: {{file: {folder / name}.arrow, split: test}}\n"
+            "training_split: null\nvalidation_split: null\ntest_split: test\n"
+            + ('generation_kwargs: {until: ["\\n"], max_gen_toks: 8}\n' if name == "babi" else "")
+        )
+        tasks |= manager.load(str(folder / f"{name}.yaml"))["tasks"]
+    return tasks
+
+
+def test_what_is_not_covered_is_left_to_the_harness_and_said(characters, tmp_path, caplog):
+    model = tiny("llama").model
+    by_hand = lm_eval.evaluate(stock(model, characters), {"tasks": other_tasks(tmp_path)}, log_samples=False)
+    calls = []
+    caplog.clear()
+    ours = commonsense._run(
+        model, characters, other_tasks(tmp_path), progress=lambda done, total, note: calls.append((note, done, total))
+    )
+    assert {task: numbers.pop("evaluator") for task, numbers in ours.items()} == {
+        "lambada_openai": "tree",
+        "wikitext": "stock",
+        "babi": "stock",
+    }
+    said = [record.getMessage() for record in caplog.records if record.name == commonsense.__name__]
+    assert said == [
+        "wikitext: loglikelihood_rolling is left to lm-eval's own, slower class",
+        "babi: generate_until is left to lm-eval's own, slower class",
+    ]
+    for task, numbers in ours.items():
+        for metric, value in by_hand["results"][task].items():
+            assert numbers.pop(metric) == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), metric
+        assert not numbers
+        assert (task, 0, 3) in calls and (task, 3, 3) in calls
+
+
+def test_what_the_harness_does_itself_can_be_cancelled(characters, tmp_path, monkeypatch):
+    model, passes = copy.deepcopy(tiny("llama").model), []
+    monkeypatch.setattr(commonsense, "_STOCK_BATCH", 1)
+    model.model.register_forward_hook(lambda *_: passes.append(1))
+
+    def cancel(done, total, note):
+        if done == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        commonsense._run(model, characters, other_tasks(tmp_path, ["wikitext"]), progress=cancel)
+    pages = len(passes)
+    commonsense._run(model, characters, other_tasks(tmp_path, ["wikitext"]))
+    assert len(passes) - pages == pages / 2 * 3
+
+
+def test_attention_that_takes_no_ready_mask_is_left_to_the_harness(made_up, characters, caplog):
+    model = copy.deepcopy(tiny("llama").model)
+    expected = evaluate(model, characters, ("piqa",))["piqa"]
+    AttentionInterface.register("own", sdpa_attention_forward)
+    AttentionMaskInterface.register("own", sdpa_mask)
+    model.set_attn_implementation("own")
+    numbers = evaluate(model, characters, ("piqa",))["piqa"]
+    assert numbers == expected | {"evaluator": "stock"}
+    assert "piqa: loglikelihood is left to lm-eval's own, slower class" in caplog.messages
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_sliced_model_scores_like_the_masked_one(made_up, characters, family):
     loaded = tiny(family)
@@ -220,8 +321,8 @@ def test_cancelling_stops_before_the_next_batch_and_leaves_everything_as_it_was(
     before = noise()
 
     def cancel(done, total, note):
-        noted.append(note)
-        if noted.count(at) == 2:
+        noted.append((note, len(passes)))
+        if [note for note, _ in noted].count(at) == 2:
             raise Cancelled
 
     hook = model.register_forward_hook(lambda *_: passes.append(1))
@@ -230,8 +331,8 @@ def test_cancelling_stops_before_the_next_batch_and_leaves_everything_as_it_was(
             evaluate(model, characters, ("piqa", "hellaswag"), batch_tokens=400, progress=cancel)
     finally:
         hook.remove()
-    batches = [note for note in noted if note in TASKS]
-    assert len(passes) == max(len(batches) - 1, 0)
+    assert noted[-1] == (at, len(passes))
+    assert (len(passes) > 1) == (at in TASKS)
     assert noise() == before
     assert evaluate(model, characters, ("piqa",), limit=2)["piqa"]["n"] == 2
 
@@ -255,13 +356,17 @@ def test_nothing_is_printed_and_no_state_changes(made_up, characters, capfd, cap
     assert characters.backend_tokenizer.to_str() == tokenizer and characters.pad_token is None
 
 
-def test_weights_that_the_configuration_calls_tied_but_are_not_stay_apart(made_up, characters):
+def test_weights_that_the_configuration_calls_tied_but_are_not_stay_apart(made_up, characters, tmp_path):
     """transformers leaves them apart when a checkpoint has both; the harness would tie them, and measure that."""
     model = LlamaForCausalLM(LlamaConfig(**tiny("llama").model.config.to_dict())).eval()
     head = model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
     assert model.config.tie_word_embeddings
     evaluate(model, characters, ("piqa",), limit=1)
-    assert model.lm_head.weight is head
+    left_to_stock = commonsense._run(model, characters, other_tasks(tmp_path, ["wikitext"]))["wikitext"]
+    assert model.lm_head.weight is head and model.config.tie_word_embeddings
+    model.config.tie_word_embeddings = False
+    by_hand = lm_eval.evaluate(stock(model, characters), {"tasks": other_tasks(tmp_path, ["wikitext"])})
+    assert left_to_stock["bits_per_byte,none"] == pytest.approx(by_hand["results"]["wikitext"]["bits_per_byte,none"])
 
 
 def test_it_runs_in_worker_threads(made_up, characters):
@@ -352,8 +457,28 @@ def demo():
 
 
 @pytest.mark.demo
-def test_the_demo_models_numbers_are_those_of_the_harness(demo, tmp_path):
-    tasks = {task: commonsense._load(task, "offline", tmp_path) for task in TASKS}
-    ours = evaluate(demo.model, demo.tokenizer, limit=10)
-    by_hand = lm_eval.simple_evaluate(stock(demo.model, demo.tokenizer), tasks=list(tasks.values()), limit=10)
-    assert_same_numbers(ours, by_hand["results"], 10)
+@pytest.mark.parametrize("side", ["dense", "sliced"])
+def test_the_demo_models_likelihoods_and_numbers_are_those_of_the_harness(demo, tmp_path, side):
+    """Also where heads of one KV group in three are gone, so that groups differ in size."""
+    model = demo.model
+    if side == "sliced":
+        plan = PruningPlan.empty(demo.shape)
+        for layer in range(2, len(demo.shape.layers)):
+            plan = plan.with_units("heads", layer, [layer % 9], True).with_units("neurons", layer, range(300), True)
+        model = slice_model(demo, plan)
+        assert hasattr(model.model.layers[2].self_attn, "filled_heads")
+    sides = (
+        stock(model, demo.tokenizer),
+        commonsense._harness_model(model, demo.tokenizer, 512, no_progress),
+    )
+    by_hand, ours = (
+        lm_eval.evaluate(lm, {"tasks": {task: commonsense._load(task, "offline", tmp_path) for task in TASKS}}, limit=4)
+        for lm in sides
+    )
+    assert ours["results"] == by_hand["results"]
+    for task in TASKS:
+        for our, its in zip(ours["samples"][task], by_hand["samples"][task], strict=True):
+            assert our["arguments"] == its["arguments"]
+            answers, reference = ([value for value, _ in sample["filtered_resps"]] for sample in (our, its))
+            assert answers == pytest.approx(reference, abs=1e-2)
+            assert np.argmax(answers) == np.argmax(reference)

@@ -64,7 +64,7 @@ def test_where_compiling_fails_decoding_goes_on_and_says_so(monkeypatch, caplog)
     def broken(*_, **__):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setattr(generation.torch, "compile", broken)
+    monkeypatch.setattr(generation, "_compiled_step", broken)
     model, ids = models("llama")[1], tokens(1, 10)
     with torch.inference_mode():
         fallen = decoder(model, batch=1, length=10 + NEW, mode="compiled")

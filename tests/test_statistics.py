@@ -5,7 +5,7 @@ import pytest
 import torch
 from made_up import layer_shape, model_shape
 from safetensors.torch import save_file
-from tiny import FAMILIES, tiny, tokens
+from tiny import FAMILIES, LAYERS, tiny, tokens
 
 from amp_explore import statistics
 from amp_explore.calibration import TokenWindows
@@ -13,6 +13,7 @@ from amp_explore.criteria import CRITERIA, Scores, score
 from amp_explore.errors import AmpExploreError
 from amp_explore.progress import Cancelled
 from amp_explore.statistics import collect
+from benchmarks import scoring
 
 LENGTHS = (3, 17, 9, 17, 1, 30)
 
@@ -70,9 +71,9 @@ def test_scores_are_means_over_prompts_of_means_over_tokens(family, criterion):
 
 def test_statistics_do_not_depend_on_how_prompts_are_batched():
     loaded, windows = tiny("llama"), prompts(*[250] * 9, 40, 7)
-    batches = []
-    together = collect(loaded, windows, progress=lambda done, *_: batches.append(done))
-    assert len(set(batches)) > 2, "one batch took all: this compares nothing"
+    layers_run = []
+    together = collect(loaded, windows, progress=lambda done, *_: layers_run.append(done))
+    assert layers_run[-1] > LAYERS, "one batch took all: this compares nothing"
     alone = [collect(loaded, TokenWindows((ids,), "one", False)) for ids in windows.ids]
     for name in ("head_projection", "neuron_magnitude"):
         for layer, got in enumerate(getattr(together, name)):
@@ -83,7 +84,7 @@ def test_statistics_do_not_depend_on_how_prompts_are_batched():
 def test_statistics_do_not_depend_on_how_products_are_chunked(monkeypatch):
     loaded, windows = tiny("qwen3"), prompts(30, 30, 11)
     whole = collect(loaded, windows)
-    monkeypatch.setattr(statistics, "_PRODUCT_ELEMENTS", 7 * loaded.shape.layers[0].hidden)  # 7 tokens at a time
+    monkeypatch.setattr(statistics, "_PRODUCT_BYTES", {"cpu": 7 * loaded.shape.layers[0].hidden * 4})  # 7 tokens
     for got, expected in zip(collect(loaded, windows).head_projection, whole.head_projection, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
 
@@ -100,18 +101,17 @@ def hooks_of(model) -> int:
     return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
 
 
-def test_progress_counts_prompts_and_the_dense_model_is_left_as_it_was():
-    loaded, windows, reports = tiny("mistral"), prompts(*[250] * 9), []
+def test_progress_counts_layers_of_every_batch_and_the_dense_model_is_left_as_it_was():
+    loaded, windows, reports = tiny("mistral"), prompts(*[250] * 9), []  # 3 batches: 4, 4 and 1 prompts
     with torch.inference_mode():
         before = loaded.model(tokens(1, 20)).logits
         collect(loaded, windows, progress=lambda done, total, note: reports.append((done, total)))
         assert torch.equal(loaded.model(tokens(1, 20)).logits, before)
-    assert reports[0] == (0, 9) and reports[-1] == (9, 9)
-    assert reports == sorted(reports)
+    assert reports == [(done, 3 * LAYERS) for done in range(3 * LAYERS + 1)]
     assert hooks_of(loaded.model) == 0
 
 
-@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("at", [1, 2, LAYERS + 2])
 def test_cancel_passes_and_leaves_no_hook_behind(at):
     loaded, calls = tiny("mistral"), []
 
@@ -189,3 +189,14 @@ def test_cut_off_scores_are_refused(tmp_path):
     (tmp_path / "scores.safetensors").write_bytes(data[:-5])
     with pytest.raises(AmpExploreError, match="cannot be read as scores"):
         Scores.load(tmp_path / "scores.safetensors", EVEN)
+
+
+# The benchmark
+
+
+def test_the_benchmark_measures_two_ways_to_the_same_scores(tiny_model):
+    result = scoring.run("cpu", prompts=3, tokens=20, repeats=2, model=str(tiny_model), dtype="float32")
+    assert result["scoring_speedup_cpu"] > 0
+    details = result["details"]
+    assert len(details["ours"]["rounds"]) == len(details["straightforward"]["rounds"]) == 2
+    assert 0 < details["scores_differ_by"] < 1e-3 and details["model"]["dtype"] == "float32"

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from amp_explore.errors import ModelError
+from amp_explore.models.sharding import kept_elsewhere, parameters, tensor_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def share(model: nn.Module, instead: Mapping[nn.Module, nn.Module] | None = None
 
     `instead` names parts of `model` that others stand in for; those are taken as they are.
     """
-    taken = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    taken = {id(kept): kept for kept in (*model.parameters(), *model.buffers(), *kept_elsewhere(model))}
     return copy.deepcopy(model, taken | {id(old): new for old, new in (instead or {}).items()})
 
 
@@ -178,7 +179,7 @@ def shape_of(model: nn.Module, fingerprint: str) -> ModelShape:
     return ModelShape(
         fingerprint=fingerprint,
         layers=layers,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(parameter.numel() for parameter in parameters(model)),
         matmul_parameters=matmul_parameters(model),
         vocabulary_weights=model.get_output_embeddings().weight.numel(),
         bytes_per_parameter=model.dtype.itemsize,
@@ -229,5 +230,5 @@ def _per_row(linear: nn.Linear) -> int:
 
 
 def head_slices(linear: nn.Linear, head_dim: int) -> torch.Tensor:
-    """The output projection cut by head: (out, heads * head_dim) -> view (heads, head_dim, out)."""
-    return linear.weight.T.unflatten(0, (-1, head_dim))
+    """The output projection (out, heads * head_dim) cut by head: (heads, head_dim, out), a view unless offloaded."""
+    return tensor_of(linear, "weight").T.unflatten(0, (-1, head_dim))

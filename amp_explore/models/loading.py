@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.accelerate import load_offloaded_parameter
 
 from amp_explore import assets
 from amp_explore.errors import ModelError
@@ -155,6 +156,7 @@ def from_model(
     if fingerprint is None:
         digest = hashlib.sha256()
         for name, tensor in model.state_dict().items():
+            tensor = load_offloaded_parameter(model, name) if tensor.is_meta else tensor
             digest.update(
                 name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
             )
@@ -195,7 +197,7 @@ def _device(device: str | DeviceMap) -> torch.device:
     if isinstance(device, Mapping):
         device = next((place for place in device.values() if place not in ("cpu", "disk")), "cpu")
     if device in ("auto", *STRATEGIES):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:

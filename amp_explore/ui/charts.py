@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from amp_explore.criteria import Scores
 
@@ -164,6 +166,50 @@ def side_by_side(
         margin={"t": 10, "b": 40, "l": 50, "r": 10},
         legend={"orientation": "h", "y": 1.12},
     )
+    return figure
+
+
+def speed_curves(rows: pd.DataFrame) -> go.Figure:
+    """Tokens per second over the tokens before, one panel for each batch size; dashed, what the roofline allows.
+
+    `rows` has columns `mode`, `batch`, `tokens`, `side`, `tokens/s`, `q1`, `q3` and `roofline`.
+    """
+    batches = sorted(rows.batch.unique())
+    figure = make_subplots(1, len(batches), subplot_titles=[f"batch {batch}" for batch in batches])
+    for column, batch in enumerate(batches, 1):
+        for (side, mode), case in rows[rows.batch == batch].sort_values("tokens").groupby(["side", "mode"]):
+            colour, other = DENSE if side == "dense" else PRUNED, mode == "eager" and rows["mode"].nunique() > 1
+            name = f"{side}, {mode}" if other else side
+            common = {"x": case.tokens, "legendgroup": name, "showlegend": column == 1}
+            figure.add_scatter(
+                name=name,
+                y=case["tokens/s"],
+                mode="lines+markers",
+                marker={"color": colour, "size": 8, "symbol": "circle-open" if other else "circle"},
+                line={"color": colour, "width": 1 if other else 2},
+                error_y={"array": case.q3 - case["tokens/s"], "arrayminus": case["tokens/s"] - case.q1},
+                hovertemplate="%{y:,.1f} tokens/s after %{x} tokens<extra>" + name + "</extra>",
+                **common,
+                row=1,
+                col=column,
+            )
+            if not other:
+                name = common["legendgroup"] = f"{side}, roofline"
+                figure.add_scatter(
+                    name=name,
+                    y=case.roofline,
+                    mode="lines+markers",
+                    marker={"color": colour, "symbol": "line-ew-open", "size": 14},
+                    line={"color": colour, "dash": "dash", "width": 1},
+                    hovertemplate="at most %{y:,.1f} tokens/s<extra>" + name + "</extra>",
+                    **common,
+                    row=1,
+                    col=column,
+                )
+    figure.update_xaxes(title="tokens before", type="log", tickvals=sorted(rows.tokens.unique()))
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(title="tokens/s", col=1)
+    figure.update_layout(height=340, margin={"t": 60, "b": 40, "l": 50, "r": 10}, legend={"orientation": "h", "y": 1.3})
     return figure
 
 

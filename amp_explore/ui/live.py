@@ -53,6 +53,9 @@ def live_perplexity(state: Session, windows: TokenWindows) -> None:
     What is not known yet is measured in the background; the newest plan wins.
     """
     bench, loaded, plan = workbench(), state.loaded, state.plan
+    if loaded.random:
+        st.metric("Perplexity", "–", "random weights", delta_color="off", delta_arrow="off")
+        return
     dense, pruned = (bench.known_perplexity(loaded, which, windows) for which in (state.dense, plan))
     label = "Perplexity"
     if dense is None or pruned is None:

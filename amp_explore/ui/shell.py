@@ -15,9 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from amp_explore.assets import cache_root
 from amp_explore.costs import costs_of_plan
-from amp_explore.criteria import CRITERIA, Scores
+from amp_explore.criteria import CRITERIA, Scores, scores_by_lot
 from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
+from amp_explore.models.random_weights import PREFIX, SHAPES
+from amp_explore.models.sharding import devices
 from amp_explore.plan import PruningPlan
 from amp_explore.store import write_atomically
 from amp_explore.ui.session import (
@@ -36,7 +38,8 @@ PAGES = (
     ("app.py", "Overview", ":material/home:"),
     ("pages/1_Importance.py", "Importance", ":material/grid_on:"),
     ("pages/2_Prune.py", "Prune", ":material/content_cut:"),
-    ("pages/3_Evaluate.py", "Evaluate", ":material/speed:"),
+    ("pages/3_Evaluate.py", "Evaluate", ":material/checklist:"),
+    ("pages/4_Speed.py", "Speed", ":material/speed:"),
 )
 
 
@@ -64,6 +67,11 @@ def open_page(title: str) -> Session:
     finally:  # also when the script stops there, or starts over: a message must not wait for the next model
         with notices:
             _notices(state)
+    if state.loaded.random:
+        st.warning(
+            "Random weights: speed, memory and counts are real; scores, perplexity and answers mean nothing.",
+            icon=":material/casino:",
+        )
     with vitals:
         _vitals(state)
     with files, st.expander("Plan file", icon=":material/description:"):
@@ -131,9 +139,12 @@ def show_failure(topic: str) -> None:
 def scores_or_wait(state: Session, calibration: Calibration, criterion: str) -> Scores | None:
     """The scores, at once where their statistics are kept.
 
-    Otherwise scoring starts, its progress is shown and None returned.
+    Otherwise scoring starts, its progress is shown and None returned. Random weights have nothing to score: their
+    units are ordered by lot.
     """
     loaded = state.loaded
+    if loaded.random:
+        return scores_by_lot(loaded.shape)
     try:
         windows = windows_of(loaded, calibration)
     except AmpExploreError as error:
@@ -256,7 +267,12 @@ def _notices(state: Session) -> None:
 
 def _model_picker(state: Session) -> None:
     with st.expander("Model", icon=":material/memory:"), st.form("model-form", border=False):
-        source = st.text_input("demo, a hub id, a folder or a .gguf file", state.source, max_chars=500)
+        source = st.text_input(
+            "demo, a hub id, a folder or a .gguf file",
+            state.source,
+            max_chars=500,
+            help=f"Or random weights of a known shape, to measure speed: {', '.join(PREFIX + name for name in SHAPES)}",
+        )
         options = ["auto", "float32", "bfloat16", "float16"]
         dtype = st.selectbox("Precision", options, index=options.index(state.dtype))
         if st.form_submit_button("Load", width="stretch"):
@@ -291,7 +307,7 @@ def _vitals(state: Session) -> None:
     plan, shape = state.plan, state.loaded.shape
     costs = costs_of_plan(plan)
     heads, neurons = plan.removed_per_layer("heads").sum(), plan.removed_per_layer("neurons").sum()
-    st.caption(f"**{state.loaded.name}** · {state.loaded.dtype} · {state.loaded.device}")
+    st.caption(f"**{state.loaded.name}** · {state.loaded.dtype} · {devices(state.loaded.model)}")
     st.markdown(
         f"**{compact(costs.parameters)}** parameters ({signed_percent(costs.parameters, shape.parameters)})  \n"
         f"**{heads:,}** of {sum(shape.heads):,} heads removed  \n"

@@ -1,0 +1,243 @@
+"""Speed: tokens per second of the plan beside the dense model, what limits them, and both writing side by side."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+import streamlit as st
+
+from amp_explore.errors import AmpExploreError
+from amp_explore.generation import MODES, Stream, modes_on, side_by_side
+from amp_explore.jobs import Job
+from amp_explore.models.families import context_of
+from amp_explore.models.sharding import devices
+from amp_explore.roofline import Machine, decode_work, prefill_work
+from amp_explore.speed import speedup
+from amp_explore.ui.charts import image_options, speed_curves
+from amp_explore.ui.session import Session, workbench
+from amp_explore.ui.shell import latest_job, open_page, show_failure, start, wait_for
+from amp_explore.ui.text import compact
+
+PROMPT = "Explain in two sentences why the sky is blue."
+
+
+def measuring(state: Session) -> None:
+    """What to measure, and the job that does it."""
+    device, context = state.loaded.device, context_of(state.loaded.model) or 4096
+    first, second, third, fourth, fifth, last = st.columns([3, 4, 1.6, 1.6, 2, 1.5], vertical_alignment="bottom")
+    batches = first.multiselect("Batch sizes", [1, 2, 4, 8, 16, 32, 64], [1], key="batches", persist_state="session")
+    fifth_help = "\n\n".join(f"**{mode}** {MODES[mode]}" for mode in modes_on(device))
+    new_tokens = third.number_input("New tokens", 1, 1024, 32, key="new_tokens", persist_state="session")
+    lengths = [length for length in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096) if length + new_tokens <= context]
+    prompts = second.multiselect(
+        "Tokens before decoding", lengths, [min(128, lengths[-1])], key="prompts", persist_state="session"
+    )
+    repeats = fourth.number_input("Repeats", 1, 100, 5, key="repeats", persist_state="session")
+    mode = fifth.selectbox("Decoding", modes_on(device), key="mode", persist_state="session", help=fifth_help)
+    bench, loaded, plan = workbench(), state.loaded, state.plan
+    topic = f"speed:{state.fingerprint}:{plan.digest}"
+    job = latest_job(topic)
+    idle = bool(batches and prompts) and not (job is not None and job.active)
+    if last.button("Measure", type="primary", disabled=not idle, width="stretch"):
+        job = start(
+            "Speed",
+            topic,
+            lambda job: bench.speeds(
+                loaded,
+                plan,
+                batches=sorted(batches),
+                prompts=sorted(prompts),
+                new_tokens=new_tokens,
+                repeats=repeats,
+                mode=mode,
+                progress=job,
+            ),
+            exclusive=True,
+        )
+    if job is not None and job.active:
+        wait_for(job)
+    show_failure(topic)
+    for message in (job.result or ()) if job is not None else ():
+        st.warning(message)
+
+
+def rows_of(state: Session, kept: Iterable[dict]) -> pd.DataFrame:
+    """One row for each side of each figure: measured, its spread, and what the roofline allows."""
+    rows, seen = [], set()
+    for result in kept:
+        setup = result["dense"]["setup"]
+        case = (setup["batch"], setup["prompt_tokens"])
+        if case in seen or setup["device"] != devices(state.loaded.model) or setup["dtype"] != state.loaded.dtype:
+            continue
+        seen.add(case)
+        machine = Machine(**result["machine"])
+        ratios = speedup(result["dense"], result["pruned"]) if "pruned" in result else {}
+        for side, plan in (("dense", state.dense), ("pruned", state.plan)):
+            for figure, measured in result.get(side, {}).items():
+                if figure == "setup":
+                    continue
+                rows.append(_row(side, plan, figure, measured, ratios.get(figure), result[side]["setup"], machine))
+    return pd.DataFrame(rows)
+
+
+def _row(side: str, plan, figure: str, measured: dict, ratio: dict | None, setup: dict, machine: Machine) -> dict:
+    batch, prompt, new = setup["batch"], setup["prompt_tokens"], setup["new_tokens"]
+    if figure == "prefill_tokens_per_s":
+        work, tokens = prefill_work(plan, batch=batch, tokens=prompt), batch * prompt
+    else:
+        work, tokens = decode_work(plan, batch=batch, context=prompt + new // 2), batch
+    roofline = tokens / work.seconds(machine)
+    eager = figure.startswith("eager") or setup["mode"] == "eager"
+    return {
+        "phase": "prefill" if figure == "prefill_tokens_per_s" else "decode",
+        "mode": "" if figure == "prefill_tokens_per_s" else "eager" if eager else setup["mode"],
+        "batch": batch,
+        "tokens": prompt,
+        "side": side,
+        "tokens/s": measured["median"],
+        "q1": measured["q1"],
+        "q3": measured["q3"],
+        "roofline": roofline,
+        "share": measured["median"] / roofline,
+        "limit": work.limit(machine, tokens / measured["median"]),
+        "speed-up": ratio and f"{ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f})",
+    }
+
+
+def results(state: Session, kept: list[dict]) -> None:
+    """The latest measurement of each case as curves, and all figures in a table."""
+    rows = rows_of(state, kept)
+    if rows.empty:
+        st.info("Not measured for this plan on this device yet.")
+        return
+    machine, setup = Machine(**kept[0]["machine"]), kept[0]["dense"]["setup"]
+    for phase in ("decode", "prefill"):
+        of_phase = rows[rows.phase == phase]
+        st.markdown(f"**{phase.capitalize()}**: {_in_words(of_phase)}")
+        st.plotly_chart(
+            speed_curves(of_phase), key=f"{phase}_curves", config=image_options(f"{phase} tokens per second", "PNG")
+        )
+    shown = rows.assign(
+        **{
+            "tokens/s": [f"{row['tokens/s']:,.1f} ({row.q1:,.1f} to {row.q3:,.1f})" for _, row in rows.iterrows()],
+            "roofline": [f"{value:,.0f}" for value in rows.roofline],
+            "share": [f"{value:.0%}" for value in rows.share],
+        }
+    ).rename(columns={"share": "of roofline", "limit": "limited by", "tokens": "tokens before"})
+    order = ["phase", "mode", "batch", "tokens before", "side", "tokens/s", "speed-up", "roofline", "of roofline"]
+    st.dataframe(shown[[*order, "limited by"]], hide_index=True)
+    st.download_button("CSV", rows.to_csv(index=False), "speed.csv", "text/csv", icon=":material/download:")
+    st.caption(
+        f"Medians with quartiles of {kept[0]['dense']['decode_tokens_per_s']['repeats']} rounds, in which dense and "
+        f"pruned took turns; speed-ups round by round (least to most) · {setup['device_name']}, {setup['dtype']}, "
+        f"{setup['threads']} CPU threads, {setup['new_tokens']} new tokens, torch {setup['torch']}  \n"
+        f"Roofline: the most that {machine.bytes_per_s / 1e9:,.1f} GB/s (measured: a large copy) and "
+        f"{compact(machine.flops_per_s)}FLOP/s (measured: a large matrix product) allow for the bytes and "
+        "operations of a step."
+    )
+
+
+def _in_words(rows: pd.DataFrame) -> str:
+    """What the first case of a phase comes to, and what limits it."""
+    case = rows[(rows.batch == rows.batch.min()) & (rows["mode"] == rows["mode"].iloc[0])]
+    case = case[case.tokens == case.tokens.min()].set_index("side")
+    dense = case.loc["dense"]
+    where = f"at batch {dense.batch} after {dense.tokens} tokens"
+    text = f"{where} the dense model reaches {dense['tokens/s']:,.1f} tokens/s, {dense.share:.0%} of its roofline"
+    if "pruned" in case.index:
+        pruned = case.loc["pruned"]
+        promised = pruned.roofline / dense.roofline
+        text += (
+            f", the pruned one {pruned['tokens/s']:,.1f} ({pruned.share:.0%}): {pruned['speed-up'].split()[0]} where "
+            f"bytes and operations promise {promised:.2f}×. What limits the pruned model: {pruned.limit}."
+        )
+    else:
+        text += f". What limits it: {dense.limit}."
+    return text
+
+
+def streaming(state: Session) -> None:
+    """Dense and pruned continue one prompt, in turns, each with its own tokens per second."""
+    st.subheader("Side by side")
+    st.caption("Both write greedily, a few tokens each in turn, and each one's clock runs only while it writes.")
+    loaded, plan, bench = state.loaded, state.plan, workbench()
+    prompt = st.text_area("Prompt", PROMPT, max_chars=4000, key="prompt", persist_state="session")
+    columns = st.columns([2, 2, 2, 3], vertical_alignment="bottom")
+    most = columns[0].number_input("Tokens at most", 8, 1024, 96, 8, key="write", persist_state="session")
+    chat = columns[1].toggle(
+        "As a chat message",
+        True,
+        key="chat",
+        persist_state="session",
+        disabled=loaded.tokenizer.chat_template is None,
+        help="in the model's own chat template; otherwise the prompt is continued as it stands",
+    )
+    topic = f"write:{state.id}:{plan.digest}"
+    job = latest_job(topic)
+    if columns[2].button("Write", type="primary", width="stretch", disabled=job is not None and job.active):
+        try:
+            ids = tokens_of(state, prompt, most, chat and loaded.tokenizer.chat_template is not None)
+        except AmpExploreError as error:
+            st.error(str(error))
+            return
+        mode = st.session_state.mode
+
+        def work(job: Job) -> dict[str, Stream]:
+            models = {"dense": loaded.model} | ({} if plan.is_empty else {"pruned": bench.sliced(loaded, plan)})
+            stop = loaded.model.generation_config.eos_token_id
+            stop = stop if isinstance(stop, list) else [stop]
+            job.partial = {}
+            return side_by_side(models, ids, most, mode=mode, stop=stop, show=job.partial.update, progress=job)
+
+        job = start("Writing", topic, work, exclusive=True)
+    show_failure(topic)
+    if job is None or not (job.active or job.partial):
+        return
+    if job.active:
+        wait_for(job)
+    _written(topic)
+
+
+@st.fragment(run_every=0.3)
+def _watch_writing(topic: str) -> None:
+    _columns(topic)
+
+
+def _written(topic: str) -> None:
+    if (job := latest_job(topic)) is not None and job.active:
+        _watch_writing(topic)
+    else:
+        _columns(topic)
+
+
+def _columns(topic: str) -> None:
+    job = latest_job(topic)
+    for column, (side, stream) in zip(st.columns(2), dict(job.partial or {}).items(), strict=False):
+        rate = f"{stream.tokens_per_s:,.1f} tokens/s" if stream.tokens_per_s else "…"
+        with column.container(border=True, height="stretch"):
+            st.metric(side, rate, border=False)
+            st.text(state.loaded.tokenizer.decode(list(stream.tokens), skip_special_tokens=True))
+            st.caption(f"{len(stream.tokens)} tokens in {stream.seconds:.2f} s, prompt {stream.prefill_seconds:.2f} s")
+
+
+def tokens_of(state: Session, prompt: str, most: int, chat: bool):
+    """(T,) token ids of the prompt. Raises `AmpExploreError` where there is nothing to continue, or too much."""
+    tokenizer = state.loaded.tokenizer
+    if not prompt.strip():
+        raise AmpExploreError("The prompt is empty; write something for the models to continue.")
+    if chat:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+        )
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat).input_ids[0]
+    context = context_of(state.loaded.model)
+    if context is not None and len(ids) + most > context:
+        raise AmpExploreError(f"The prompt's {len(ids)} tokens and {most} new ones exceed the context of {context}.")
+    return ids
+
+
+state = open_page("Speed")
+if state.plan.is_empty:
+    st.info("The plan is empty: this measures the dense model alone. Make a plan on the Prune page to compare.")
+measuring(state)
+results(state, workbench().store.measurements("speed", state.fingerprint, state.plan.digest))
+streaming(state)
