@@ -3,12 +3,13 @@ BIN := $(VENV)/bin
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable chrome
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint setup-dev fetch chromium
+.PHONY: help setup run test bench lint setup-dev fetch chromium
 
 help:
 	@echo "make setup   install everything into $(VENV) (Python 3.11 or newer; PYTHON=... picks one)"
 	@echo "make run     set up, fetch the demo model, open the dashboard on http://127.0.0.1:8501"
 	@echo "make test    set up, fetch, run all tests; those in a browser need Chromium"
+	@echo "make bench   measure what README says of speed, into benchmarks/results.json (half an hour on two cores)"
 	@echo "make lint    check style and formatting"
 
 setup: $(VENV)/.setup
@@ -18,6 +19,9 @@ run: setup fetch
 
 test: setup-dev fetch chromium
 	$(BIN)/python -m pytest
+
+bench: setup fetch
+	$(BIN)/python -m benchmarks
 
 lint: setup-dev
 	$(BIN)/python -m ruff check .

@@ -179,7 +179,7 @@ def _summary(rates: np.ndarray) -> dict[str, object]:
 def _setup(model: PreTrainedModel, mode: Mode, *, batch: int, prompt: int, new_tokens: int) -> dict[str, object]:
     return {
         "device": devices(model),
-        "device_name": _device_name(device_of(model)),
+        "device_name": device_name(device_of(model)),
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "batch": batch,
@@ -190,9 +190,10 @@ def _setup(model: PreTrainedModel, mode: Mode, *, batch: int, prompt: int, new_t
     }
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The name of the hardware, for people."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.getdevice_name(device)
     cpuinfo = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty or just "x86_64" there
     if device.type == "cpu" and cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

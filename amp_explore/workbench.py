@@ -40,7 +40,7 @@ LIVE_WINDOWS = 4
 VERSION = 1
 """Part of every cache key; goes up whenever slicing or a measurement changes its numbers."""
 
-_SLICED_KEPT = 3  # models' worth of sliced layers
+_SLICED_KEPT = 2  # models' worth of sliced layers
 
 
 class _Kept:

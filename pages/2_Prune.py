@@ -21,7 +21,7 @@ with st.expander("Criterion, calibration and widths", icon=":material/tune:"):
         default=1,
         required=True,
         key="multiple",
-        help="A GPU multiplies matrices of odd widths up to four times slower. Counts for plans by parameters or layers.",
+        help="A GPU multiplies odd widths up to four times slower. Counts for plans by parameters or layers.",
         persist_state="session",
     )
 scores = scores_or_wait(state, calibration, criterion)

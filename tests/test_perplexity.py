@@ -122,5 +122,5 @@ def test_cancel_stops_before_the_next_layer(monkeypatch):
 
 
 def test_windows_longer_than_the_context_are_refused():
-    with pytest.raises(AmpExploreError, match="257 tokens do not fit the model's context of 256"):
-        perplexity(tiny("llama").model, windows_of(1, 257))
+    with pytest.raises(AmpExploreError, match="1025 tokens do not fit the model's context of 1024"):
+        perplexity(tiny("llama").model, windows_of(1, 1025))

@@ -150,8 +150,8 @@ def test_negative_warm_up_long_prompts_and_no_model_are_refused():
     models = {"dense": tiny("llama").model}
     with pytest.raises(AmpExploreError, match="warmup must be at least 0"):
         measure(models, warmup=-1)
-    with pytest.raises(AmpExploreError, match="257 tokens do not fit the dense model's context of 256"):
-        measure(models, prompt=250, new_tokens=7)
+    with pytest.raises(AmpExploreError, match="1025 tokens do not fit the dense model's context of 1024"):
+        measure(models, prompt=1018, new_tokens=7)
     with pytest.raises(AmpExploreError, match="at least one"):
         measure({})
     with pytest.raises(AmpExploreError, match="'graph' is not to be had on cpu; take one of eager, compiled"):

@@ -7,6 +7,7 @@ weights are refused.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -175,13 +176,16 @@ class ModelPool:
 
     def peek(self, source: str, *, device: str = "auto", dtype: Dtype = "auto") -> LoadedModel | None:
         """The model if it is in memory; never waits."""
-        return self._models.get((source, device, dtype))
+        key = _key(source, device, dtype)
+        with contextlib.suppress(KeyError):  # another thread may be making room
+            self._models.move_to_end(key)
+        return self._models.get(key)
 
     def get(
         self, source: str, *, device: str = "auto", dtype: Dtype = "auto", progress: Progress = no_progress
     ) -> LoadedModel:
         """The model, loaded at most once; arguments and errors as for `load`. One model loads at a time."""
-        key = (source, device, dtype)
+        key = _key(source, device, dtype)
         with self._loading:
             if key in self._models:
                 self._models.move_to_end(key)
@@ -190,6 +194,15 @@ class ModelPool:
                     self._models.popitem(last=False)
                 self._models[key] = load(source, device=device, dtype=dtype, progress=progress)
             return self._models[key]
+
+
+def _key(source: str, device: str, dtype: Dtype) -> tuple[str, str, str]:
+    """The same for every spelling of one model's path."""
+    with contextlib.suppress(OSError, ValueError):
+        path = Path(source).expanduser()
+        if path.exists():
+            source = str(path.resolve())
+    return source, device, dtype
 
 
 def _device(device: str | DeviceMap) -> torch.device:

@@ -74,6 +74,8 @@ def open_page(title: str) -> Session:
         )
     with vitals:
         _vitals(state)
+        if _long_jobs():
+            _show_long_jobs()
     with files, st.expander("Plan file", icon=":material/description:"):
         _plan_files(state)
     state.mirror()
@@ -99,6 +101,29 @@ def _watch(job_id: str) -> None:
     bar, button = st.columns([6, 1], vertical_alignment="center")
     bar.progress(min(job.done / job.total, 1.0) if job.total else 0.0, text=text)
     button.button("Cancel", key=f"cancel-{job_id}", on_click=_cancel, args=(job,), width="stretch")
+
+
+def _long_jobs() -> list[Job]:
+    return [job for job in runner().jobs() if job.active and not job.urgent]
+
+
+@st.fragment(run_every=1.0)
+def _show_long_jobs() -> None:
+    """Everybody's long jobs, seen from every page."""
+    jobs = _long_jobs()
+    if not jobs:
+        st.rerun()
+    st.caption("At work")
+    for job in jobs:
+        left = "" if job.seconds_left is None else f", about {job.seconds_left:.0f} s left"
+        line, button = st.columns([5, 1], vertical_alignment="center")
+        line.progress(
+            min(job.done / job.total, 1.0) if job.total else 0.0,
+            text=f"{job.label}: {'waiting' if job.state == 'queued' else job.note}{left}",
+        )
+        button.button(
+            "", icon=":material/close:", key=f"stop-{job.id}", help=f"Stop {job.label}", on_click=_cancel, args=(job,)
+        )
 
 
 def _cancel(job: Job) -> None:

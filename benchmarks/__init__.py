@@ -1,0 +1,1 @@
+"""Timings of the product, as ratios of two things run in turn in one process: `make bench`."""
