@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -321,7 +322,13 @@ def _run(options: argparse.Namespace, progress: _ProgressBar) -> None:
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(options.port)]
     command += ["--server.headless", "true" if options.no_browser or not _can_open_browser() else "false"]
     print(f"AMP Explore is opening on http://127.0.0.1:{options.port} (Ctrl+C ends it)", flush=True)
-    if code := subprocess.call(command, cwd=ROOT):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server must not outlive this process
+    server = subprocess.Popen(command, cwd=ROOT)
+    try:
+        code = server.wait()
+    finally:
+        server.terminate()
+    if code:
         raise AmpExploreError(
             f"the dashboard ended with code {code}; see its message above (is port {options.port} taken?)"
         )

@@ -23,12 +23,11 @@ from amp_explore.models.families import share
 from amp_explore.models.sharding import device_of
 from amp_explore.progress import Progress, no_progress
 
-# A row takes in sequences up to this many tokens, then only those that share a quarter of theirs with the one before:
-# attention runs over the whole row, which at this length costs about what prefixes that are torn apart do.
-_ROW_TOKENS = 128
+# A row takes in sequences up to this many tokens, then only those that share a quarter of theirs with the one before.
+# Longer rows tear fewer prefixes apart and need less padding, but attention runs over the whole row.
+_ROW_TOKENS = {"cpu": 128, "else": 512}
 # Logits that are normalised at a time: on a CPU, what stays in its cache.
-_LOGITS = {"cpu": 2**20}
-_MANY_LOGITS = 2**26
+_LOGITS = {"cpu": 2**20, "else": 2**26}
 _OPEN = 2**31  # the end of a subtree that is still growing
 
 
@@ -56,17 +55,19 @@ def log_likelihoods(
 
     Raises:
         AmpExploreError: an answer alone is longer than ``max_length``.
+        ValueError: a context or an answer is empty.
     """
     totals = torch.zeros(len(pairs), dtype=torch.float64)
     greedy = torch.ones(len(pairs), dtype=torch.bool)
     scorer, done = _Scorer(model), 0
+    rows = _rows(pairs, max_length, batch_tokens, _on(device_of(model), _ROW_TOKENS))
     with torch.inference_mode():
-        for rows in _batches(_rows(pairs, max_length, batch_tokens), batch_tokens):
+        for batch in _batches(rows, batch_tokens):
             progress(done, len(pairs), "log-likelihoods")
-            owners, values, hits = scorer(rows)
+            owners, values, hits = scorer(batch)
             totals.index_add_(0, owners, values.double())
             greedy[owners[~hits]] = False
-            done += sum(row.sequences for row in rows)
+            done += sum(row.sequences for row in batch)
     progress(done, len(pairs), "log-likelihoods")
     return list(zip(totals.tolist(), greedy.tolist(), strict=True))
 
@@ -94,6 +95,12 @@ class _Row:
         differing = (depth for depth, (node, token) in enumerate(pairs) if self.ids[node] != token)
         return next(differing, min(len(self._path), len(tokens)))
 
+    def takes(self, tokens: list[int], batch_tokens: int, row_tokens: int) -> bool:
+        """Whether a sequence should be added here, and not to a new row."""
+        shared = self.shared(tokens)
+        size = len(self.ids) + len(tokens) - shared
+        return size <= batch_tokens and (size <= row_tokens or shared >= len(tokens) / 4)
+
     def add(self, number: int, tokens: list[int], answer: list[int]) -> None:
         """Add a sequence without its last token, and what to score: the answer, which ends one token later."""
         shared, start = self.shared(tokens), len(self.ids)
@@ -109,7 +116,11 @@ class _Row:
         self.sequences += 1
 
 
-def _rows(pairs: Sequence[tuple[list[int], list[int]]], max_length: int, batch_tokens: int) -> list[_Row]:
+def _rows(
+    pairs: Sequence[tuple[list[int], list[int]]], max_length: int, batch_tokens: int, row_tokens: int
+) -> list[_Row]:
+    if not all(context and answer for context, answer in pairs):
+        raise ValueError("contexts and answers must have a token at least")
     longest = max((len(answer) for _, answer in pairs), default=0)
     if longest > max_length:
         raise AmpExploreError(
@@ -119,26 +130,20 @@ def _rows(pairs: Sequence[tuple[list[int], list[int]]], max_length: int, batch_t
     rows: list[_Row] = []
     for number in sorted(range(len(pairs)), key=inputs.__getitem__):
         tokens = inputs[number]
-        if not rows or _is_full(rows[-1], tokens, batch_tokens):
+        if not rows or not rows[-1].takes(tokens, batch_tokens, row_tokens):
             rows.append(_Row())
         rows[-1].add(number, tokens, pairs[number][1])
     return rows
 
 
-def _is_full(row: _Row, tokens: list[int], batch_tokens: int) -> bool:
-    """Whether the next sequence should open a new row."""
-    shared = row.shared(tokens)
-    size = len(row.ids) + len(tokens) - shared
-    return size > batch_tokens or (size > _ROW_TOKENS and shared < len(tokens) / 4)
-
-
 def _batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
-    """Rows of similar length together, longest first."""
+    """Longest rows first, and together only those that differ in length by less than a quarter: little is padding."""
     rows = sorted(rows, key=lambda row: -len(row.ids))
     while rows:
-        size = max(1, batch_tokens // len(rows[0].ids))
-        yield rows[:size]
-        rows = rows[size:]
+        longest = len(rows[0].ids)
+        batch = [row for row in rows[: max(1, batch_tokens // longest)] if len(row.ids) > 0.75 * longest]
+        yield batch
+        rows = rows[len(batch) :]
 
 
 class _Scorer:
@@ -166,7 +171,7 @@ class _Scorer:
         self._places = torch.tensor(chosen)
         masks = _masks(self._model, depths, ends)
         logits = self._model(ids, attention_mask=masks, position_ids=depths, use_cache=False).logits  # (places, V)
-        parts = logits.split(max(1, _LOGITS.get(device.type, _MANY_LOGITS) // logits.shape[1]))
+        parts = logits.split(max(1, _on(device, _LOGITS) // logits.shape[1]))
         norms, peaks = map(torch.cat, zip(*map(_norms_and_peaks, parts), strict=True))
 
         rank = {place: number for number, place in enumerate(chosen)}
@@ -175,6 +180,10 @@ class _Scorer:
         owners = torch.tensor([owner for row in rows for owner in row.owners])
         answered = logits[index, targets].float()
         return owners, (answered - norms[index]).cpu(), (answered == peaks[index]).cpu()
+
+
+def _on(device: torch.device, table: dict[str, int]) -> int:
+    return table.get(device.type, table["else"])
 
 
 def _masks(model: PreTrainedModel, depths: torch.Tensor, ends: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -187,7 +196,7 @@ def _masks(model: PreTrainedModel, depths: torch.Tensor, ends: torch.Tensor) -> 
     if window is None:
         return full
     sliding = _additive(ancestors & (depths[:, :, None] - depths[:, None] < window), model.dtype)
-    if hasattr(model.config, "layer_types"):
+    if getattr(model.config, "layer_types", None):
         return {"full_attention": full, "sliding_attention": sliding}
     return sliding
 

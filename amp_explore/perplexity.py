@@ -19,6 +19,7 @@ from amp_explore.models.sharding import device_of, devices
 from amp_explore.progress import Progress, no_progress
 
 _LOGITS = 2**26  # of these, (windows, tokens, vocabulary), exist at a time: 256 MiB in float32
+_NORMALISED = {"cpu": 2**20}  # logits that a softmax sees at a time
 _WORST = 700.0  # nats: a ruined model may leave the range of floats, and JSON has no infinity and no NaN
 
 
@@ -52,11 +53,10 @@ def perplexity(
         run = _Run(model, boundaries, -(-len(ids) // batch), progress)
         for part, states in zip(ids.split(batch), run.known(batch), strict=False):
             part = part.to(device_of(model))  # (B, T)
-            logits = run(part, states)[:, :-1].flatten(0, 1).float()  # (B * (T - 1), V)
-            loss = F.cross_entropy(logits, part[:, 1:].flatten(), reduction="none")
-            losses.append(loss.double().view(len(part), -1).mean(1).cpu())
+            logits = run(part, states)  # (B, T, V)
+            losses += [_loss(window[:-1], tokens[1:]) for window, tokens in zip(logits, part, strict=True)]
         run.finish()
-    per_window = torch.cat(losses).nan_to_num(nan=_WORST, posinf=_WORST)
+    per_window = torch.stack(losses).nan_to_num(nan=_WORST, posinf=_WORST)
     mean = per_window.mean().item()
     return {
         "value": math.exp(min(mean, _WORST)),
@@ -67,6 +67,16 @@ def perplexity(
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": devices(model),
     }
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean next-token loss, in float64, of logits (T, V) for targets (T,); a few rows at a time, to stay in cache."""
+    rows = max(1, _NORMALISED.get(logits.device.type, _LOGITS) // logits.shape[1])
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True):
+        logs = F.log_softmax(part, -1, dtype=torch.float32)
+        total -= logs.gather(1, wanted[:, None]).sum(dtype=torch.float64)
+    return (total / len(targets)).cpu()
 
 
 class _Run:

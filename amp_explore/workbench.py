@@ -37,7 +37,7 @@ Data = Literal["offline", "hub"]
 LIVE_WINDOWS = 4
 """Windows of 512 tokens that the dashboard measures perplexity on after each edit, unless asked otherwise."""
 
-VERSION = 1
+VERSION = 2
 """Part of every cache key; goes up whenever slicing or a measurement changes its numbers."""
 
 _SLICED_KEPT = 2  # models' worth of sliced layers

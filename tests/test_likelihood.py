@@ -95,6 +95,12 @@ def test_an_answer_that_the_model_cannot_read_is_refused():
         log_likelihoods(tiny("llama").model, questions(), max_length=29, batch_tokens=100)
 
 
+@pytest.mark.parametrize("pair", [([], [3]), ([3], [])])
+def test_nothing_is_made_up_for_an_empty_context_or_answer(pair):
+    with pytest.raises(ValueError, match="must have a token"):
+        log_likelihoods(tiny("llama").model, [pair], max_length=29, batch_tokens=100)
+
+
 def test_greedy_is_what_the_model_would_write():
     model, context = tiny("llama").model, random_tokens(10, 0)
     written = model.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False)[0, 10:].tolist()
@@ -166,6 +172,15 @@ def test_batches_hold_as_many_tokens_as_allowed():
         log_likelihoods(model, pairs, max_length=LONG, batch_tokens=batch_tokens)
         assert max(read) <= batch_tokens and sum(read) <= 40 * 50
         assert len(read) <= 40 * 50 / batch_tokens * 1.3
+
+
+def test_little_is_padding():
+    model, read = copy.deepcopy(tiny("llama").model), []
+    model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
+    lengths = range(130, 250, 4)  # too long for two in one row
+    pairs = [(random_tokens(length, length), [3]) for length in lengths]
+    log_likelihoods(model, pairs, max_length=LONG, batch_tokens=10_000)
+    assert sum(read) < 1.15 * sum(lengths) and len(read) < 5
 
 
 def test_progress_counts_answers_and_may_cancel():
