@@ -34,7 +34,7 @@ from amp_explore.store import Key, Store
 
 Data = Literal["offline", "hub"]
 
-LIVE_WINDOWS = 4
+LIVE_WINDOWS = 1
 """Windows of 512 tokens that the dashboard measures perplexity on after each edit, unless asked otherwise."""
 
 VERSION = 2

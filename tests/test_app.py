@@ -249,3 +249,24 @@ def test_the_plan_stays_from_page_to_page(visit):
     for page in PAGES:
         app.switch_page(page)
         assert removed(settle(app)) == before != DENSE
+
+
+def test_long_jobs_are_seen_and_stopped_from_every_page(visit):
+    visit()  # nothing else is left to do
+
+    def count(job) -> None:
+        while True:
+            job(1, 4, "one, two")
+            time.sleep(0.01)
+
+    job = session.runner().submit("Counting", count)
+    try:
+        for page in PAGES:
+            app = visit(page)
+            assert "At work" in [caption.value for caption in app.sidebar.caption], page
+        next(button for button in app.sidebar.button if button.key == f"stop-{job.id}").click().run()
+        assert job.finished.wait(10)
+        assert job.state == "cancelled"
+        assert "At work" not in [caption.value for caption in visit().sidebar.caption]
+    finally:
+        job.cancel()
