@@ -27,7 +27,7 @@ def measuring(state: Session) -> None:
     batches = first.multiselect("Batch sizes", [1, 2, 4, 8, 16, 32, 64], [1], key="batches", persist_state="session")
     fifth_help = "\n\n".join(f"**{mode}** {MODES[mode]}" for mode in modes_on(device))
     new_tokens = third.number_input("New tokens", 1, 1024, 32, key="new_tokens", persist_state="session")
-    lengths = [length for length in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096) if length + new_tokens <= context]
+    lengths = [length for length in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096) if length < context]
     prompts = second.multiselect(
         "Tokens before decoding", lengths, [min(128, lengths[-1])], key="prompts", persist_state="session"
     )
@@ -36,7 +36,11 @@ def measuring(state: Session) -> None:
     bench, loaded, plan = workbench(), state.loaded, state.plan
     topic = f"speed:{state.fingerprint}:{plan.digest}"
     job = latest_job(topic)
-    idle = bool(batches and prompts) and not (job is not None and job.active)
+    longest = max(prompts, default=0)
+    fits = longest + new_tokens <= context
+    if not fits:
+        st.error(f"{longest} tokens and {new_tokens} new ones exceed the context of {context}; take fewer.")
+    idle = bool(batches and prompts) and fits and not (job is not None and job.active)
     if last.button("Measure", type="primary", disabled=not idle, width="stretch"):
         job = start(
             "Speed",

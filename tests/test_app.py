@@ -14,6 +14,7 @@ from tiny import HEADS, LAYERS, NEURONS, random_plan, tiny
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from amp_explore.models.loading import load
+from amp_explore.models.random_weights import SHAPES
 from amp_explore.plan import PruningPlan
 from amp_explore.ui import session, shell
 
@@ -270,3 +271,40 @@ def test_long_jobs_are_seen_and_stopped_from_every_page(visit):
         assert "At work" not in [caption.value for caption in visit().sidebar.caption]
     finally:
         job.cancel()
+
+
+def test_new_tokens_that_leave_no_room_for_a_prompt_are_refused_in_words(visit):
+    app = visit("pages/4_Speed.py")
+    next(field for field in app.number_input if field.label == "New tokens").set_value(1024)
+    settle(app)
+    assert "128 tokens and 1024 new ones exceed the context of 1024" in errors(app)
+    assert next(button for button in app.button if button.label == "Measure").disabled
+
+
+# Random weights
+
+
+@pytest.fixture
+def small_shape(monkeypatch):
+    sizes = dict(hidden_size=64, num_hidden_layers=4, intermediate_size=256, vocab_size=512)
+    heads = dict(num_attention_heads=4, num_key_value_heads=4)
+    monkeypatch.setitem(SHAPES, "small", SHAPES["llama-2-7b"] | sizes | heads)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_random_weights_are_marked_on_every_page_and_have_no_perplexity(visit, small_shape, page):
+    app = visit(page, model="random:small")
+    assert any(warning.value.startswith("Random weights: ") for warning in app.warning)
+    assert [metric.value for metric in app.metric if metric.label == "Perplexity"] == (
+        [] if page in ("pages/1_Importance.py", "pages/4_Speed.py") else ["–"]
+    )
+    assert errors(app) == ""
+
+
+def test_a_model_of_random_weights_can_be_planned_by_ratio(visit, small_shape):
+    app = visit(model="random:small")
+    press(app, "AMP 20 %")
+    assert errors(app) == ""
+    (change,) = re.findall(r"parameters \(−([\d.]+)", "\n".join(markdown.value for markdown in app.sidebar.markdown))
+    assert float(change) == pytest.approx(20, abs=1)
+    assert [metric.value for metric in app.metric] == ["–"]

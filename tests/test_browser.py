@@ -1,7 +1,8 @@
-"""The dashboard as people use it, in a real Chromium: gestures, undo, links, files, jobs."""
+"""The dashboard as people use it, in a real Chromium: gestures, undo, links, files, jobs, many people at once."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,16 +18,23 @@ import pytest
 from tiny import HEADS, LAYERS, NEURONS, random_plan
 
 from amp_explore import assets
-from amp_explore.calibration import calibration_windows
+from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
 from amp_explore.criteria import score
-from amp_explore.models.loading import load
+from amp_explore.generation import side_by_side
+from amp_explore.models.loading import LoadedModel, load
+from amp_explore.perplexity import perplexity
 from amp_explore.plan import PruningPlan
+from amp_explore.slicing import slice_model
 from amp_explore.statistics import collect
+from amp_explore.store import Store
+from amp_explore.workbench import LIVE_WINDOWS, Workbench
 
 ROOT = Path(__file__).parent.parent
 APP = ROOT / "app.py"
 SIDEBAR = "[data-testid=stSidebar]"
+MAIN = "[data-testid=stMain]"
 METRIC = "[data-testid=stMetric]"
+METRIC_VALUE = "[data-testid=stMetricValue]"
 ALL_HEADS, ALL_NEURONS = LAYERS * HEADS, LAYERS * NEURONS
 
 
@@ -47,8 +55,13 @@ def fetched_cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shape(tiny_model):
-    return load(str(tiny_model)).shape
+def loaded(tiny_model) -> LoadedModel:
+    return load(str(tiny_model))
+
+
+@pytest.fixture(scope="session")
+def shape(loaded):
+    return loaded.shape
 
 
 @pytest.fixture
@@ -75,6 +88,14 @@ def expect(locator):
 def sidebar(page, text: str | re.Pattern) -> None:
     """Wait until the sidebar says this."""
     expect(page.locator(SIDEBAR)).to_contain_text(text, timeout=60_000)
+
+
+def shows(page, plan: PruningPlan, value: str) -> None:
+    """Wait until the page shows this plan's counts and this perplexity."""
+    heads, neurons = (plan.removed_per_layer(unit).sum() for unit in ("heads", "neurons"))
+    counts = rf"(?<!\d){heads} of {ALL_HEADS} heads removed\s*{neurons} of {ALL_NEURONS} neurons removed"
+    sidebar(page, re.compile(counts))
+    expect(page.locator(METRIC_VALUE)).to_have_text(value, timeout=60_000)
 
 
 def heads_removed(page, count: int) -> None:
@@ -104,6 +125,24 @@ def other_counts(page, before: tuple[int, int]) -> tuple[int, int]:
     same = re.compile(rf"(?<!\d){heads} of {ALL_HEADS} heads removed\s*{neurons} of {ALL_NEURONS} neurons removed")
     expect(page.locator(SIDEBAR)).not_to_contain_text(same, timeout=60_000)
     return counts(page)
+
+
+def go(page, name: str) -> None:
+    """Turn to another page of the same session."""
+    page.locator(SIDEBAR).get_by_role("link", name=name).click()
+    expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible(timeout=60_000)
+
+
+def enter(page, label: str, value: object) -> None:
+    field = page.get_by_label(label, exact=True)
+    field.fill(str(value))
+    field.press("Tab")
+    settle(page)
+
+
+def at_work(page, text: str):
+    """The progress in the middle of the page that begins with this."""
+    return page.locator(MAIN).get_by_text(re.compile(f"^{text}"))
 
 
 def press(page, name: str) -> None:
@@ -147,6 +186,23 @@ def download(page, name: str) -> bytes:
     return Path(started.value.path()).read_bytes()
 
 
+def toggled(plan: PruningPlan, layer: int, head: int) -> PruningPlan:
+    """What a click on this head makes of the plan."""
+    return plan.with_units("heads", layer, [head], not plan.heads[layer][head])
+
+
+def live_windows(loaded: LoadedModel, cache: Path) -> TokenWindows:
+    """What a server with this cache measures perplexity on after an edit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMP_EXPLORE_CACHE", str(cache))
+        return evaluation_windows(loaded.tokenizer, windows=LIVE_WINDOWS)
+
+
+def perplexity_of(loaded: LoadedModel, plan: PruningPlan, windows: TokenWindows) -> str:
+    """The engine's, as the dashboard writes it."""
+    return f"{perplexity(slice_model(loaded, plan), windows)['value']:,.2f}"
+
+
 def upload(page, path: Path) -> None:
     page.locator(f"{SIDEBAR} [data-testid=stFileUploader] input[type=file]").set_input_files(path)
 
@@ -154,7 +210,7 @@ def upload(page, path: Path) -> None:
 # ---- links
 
 
-@pytest.mark.parametrize("path", ["", "Importance", "Prune", "Evaluate"])
+@pytest.mark.parametrize("path", ["", "Importance", "Prune", "Evaluate", "Speed"])
 def test_a_link_to_any_page_is_answered_by_a_server_that_has_just_started(
     page, serve, small_cache, tiny_model, tmp_path, path
 ):
@@ -162,7 +218,7 @@ def test_a_link_to_any_page_is_answered_by_a_server_that_has_just_started(
     visit_page(page, serve(APP, ROOT, AMP_EXPLORE_CACHE=str(cache)), path, model=str(tiny_model))
     heads_removed(page, 0)
     expect(page.get_by_role("heading", name=path or "Overview", exact=True)).to_be_visible()
-    for name in ("Overview", "Importance", "Prune", "Evaluate"):
+    for name in ("Overview", "Importance", "Prune", "Evaluate", "Speed"):
         expect(page.locator(SIDEBAR).get_by_role("link", name=name)).to_be_visible()
     settle(page)
     expect(page.locator("[data-testid=stException]")).to_have_count(0)
@@ -182,9 +238,8 @@ def test_the_plan_survives_a_reload_a_new_tab_and_the_pages(page, visit, shape):
     assert counts(tab) == kept
     assert plan_of(tab, shape) == plan
     tab.close()
-    for name in ("Evaluate", "Importance", "Overview", "Prune"):
-        page.locator(SIDEBAR).get_by_role("link", name=name).click()
-        expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+    for name in ("Evaluate", "Speed", "Importance", "Overview", "Prune"):
+        go(page, name)
         assert counts(page) == kept
         assert plan_of(page, shape) == plan
 
@@ -271,7 +326,7 @@ def test_dragging_a_ratio_removes_neurons_and_perplexity_follows(page, visit, sh
     drag(page, *at)
     sidebar(page, re.compile(rf"(?<!\d){NEURONS // 2} of {ALL_NEURONS} neurons removed"))
     expect(page.locator(METRIC)).to_contain_text("against", timeout=60_000)
-    assert re.search(r"\d+\.\d\d", page.locator("[data-testid=stMetricValue]").text_content())
+    assert re.search(r"\d+\.\d\d", page.locator(METRIC_VALUE).text_content())
     settle(page)
     assert plan_of(page, shape).removed_per_layer("neurons").tolist() == [0, 0, NEURONS // 2, 0]
 
@@ -375,38 +430,241 @@ def test_the_downloaded_scores_are_the_engines(page, visit, tiny_model, small_ca
 # ---- Evaluate
 
 
-def test_speed_is_measured_and_kept(page, visit, tiny_model):
-    visit("Evaluate", plan=random_plan(load(str(tiny_model)), 2).to_token())
+def start_long_run(page) -> None:
+    """Start a commonsense run of many minutes. PIQA has an answer that is too long for a token per character."""
+    page.get_by_role("button", name="Remove piqa").click()
     settle(page)
-    expect(page.get_by_text("Not measured for this plan yet.")).to_be_visible()
-    for label, value in (("Repeats", 2), ("New tokens", 4)):
-        field = page.get_by_label(label, exact=True)
-        field.fill(str(value))
-        field.press("Enter")
-        settle(page)
-    press(page, "Measure")
-    result = page.get_by_text("Median with quartiles of 2 rounds")
-    expect(result).to_be_visible(timeout=60_000)
-    expect(result).to_contain_text("new_tokens 4")
-    page.reload()
-    expect(result).to_be_visible(timeout=60_000)
+    enter(page, "Questions per task (0: all)", 0)
+    press(page, "Evaluate")
+    expect(at_work(page, "Commonsense: ")).to_be_visible(timeout=60_000)
 
 
 @pytest.mark.demo
 def test_a_commonsense_run_can_be_cancelled(page, serve, fetched_cache, tiny_model):
     visit_page(page, serve(APP, ROOT, AMP_EXPLORE_CACHE=str(fetched_cache)), "Evaluate", model=str(tiny_model))
     settle(page)
-    field = page.get_by_label("Questions per task (0: all)")
-    field.fill("0")
-    field.press("Enter")
-    settle(page)
-    press(page, "Evaluate")
-    expect(page.get_by_text(re.compile("^Commonsense: "))).to_be_visible(timeout=60_000)
+    start_long_run(page)
     press(page, "Cancel")
     settle(page)
     expect(page.get_by_text("No results for these settings yet.")).to_be_visible()
     expect(page.get_by_role("button", name="Evaluate", exact=True)).to_be_enabled()
     expect(page.locator("[data-testid=stException]")).to_have_count(0)
+
+
+# ---- Speed
+
+
+def speed_shown(page) -> tuple[list[list[str]], dict[str, list], list[str]]:
+    """The table, the curves of decoding as trace -> [(tokens before, tokens/s)], and the words above the curves."""
+    rows = page.locator("[data-testid=stDataFrame] tbody tr")
+    expect(rows.first).to_be_attached(timeout=60_000)
+    plot = page.locator(".st-key-decode_curves .js-plotly-plot")
+    expect(plot).to_be_visible(timeout=60_000)
+    curves = plot.evaluate("plot => plot._fullData.map(({ name, x, y }) => [name, [...x].map((at, i) => [at, y[i]])])")
+    table = [row.locator("td").all_text_contents() for row in rows.all()]
+    return table, dict(curves), page.get_by_text("What limits the pruned model: ").all_text_contents()
+
+
+def test_speed_is_measured_and_kept(page, visit, loaded, small_cache):
+    plan = random_plan(loaded, 2)
+    visit("Speed", plan=plan.to_token())
+    settle(page)
+    expect(page.get_by_text("Not measured for this plan on this device yet.")).to_be_visible()
+    enter(page, "Repeats", 2)
+    enter(page, "New tokens", 4)
+    page.get_by_label("Tokens before decoding", exact=True).fill("16")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    settle(page)
+    press(page, "Measure")
+    expect(page.get_by_text("Medians with quartiles of 2 rounds")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("4 new tokens")).to_be_visible()
+    settle(page)
+    table, curves, words = shown = speed_shown(page)
+
+    csv = pd.read_csv(io.BytesIO(download(page, "CSV")), keep_default_na=False)
+    assert table == [
+        [
+            *(row.phase, row["mode"], str(row.batch), str(row.tokens), row.side),
+            f"{row['tokens/s']:,.1f} ({row.q1:,.1f} to {row.q3:,.1f})",
+            *(row["speed-up"], f"{row.roofline:,.0f}", f"{row.share:.0%}", row.limit),
+        ]
+        for _, row in csv.iterrows()
+    ]
+    decoded = csv[csv.phase == "decode"].set_index(["side", "tokens"])["tokens/s"]
+    for side in ("dense", "pruned"):
+        assert curves[side] == [[tokens, pytest.approx(decoded[side, tokens])] for tokens in (16, 128)]
+        assert [tokens for tokens, _ in curves[f"{side}, roofline"]] == [16, 128]
+    kept = Store(small_cache).measurements("speed", loaded.shape.fingerprint, plan.digest)
+    assert sorted(decoded) == pytest.approx(
+        sorted(result[side]["decode_tokens_per_s"]["median"] for result in kept for side in ("dense", "pruned"))
+    )
+    decode, prefill = words
+    assert decode.startswith(f"Decode: at batch 1 after 16 tokens the dense model reaches {decoded['dense', 16]:,.1f} ")
+    assert prefill.startswith("Prefill: at batch 1 after 16 tokens the dense model reaches ")
+
+    page.reload()
+    sidebar(page, "heads removed")
+    settle(page)
+    assert speed_shown(page) == shown
+
+
+def test_measuring_speed_can_be_cancelled(page, visit, loaded):
+    visit("Speed", plan=random_plan(loaded, 5).to_token())
+    settle(page)
+    enter(page, "Repeats", 100)
+    press(page, "Measure")
+    expect(at_work(page, "Speed: batch 1, 128 tokens: .* of 100")).to_be_visible(timeout=60_000)
+    press(page, "Cancel")
+    settle(page)
+    expect(page.get_by_text("Not measured for this plan on this device yet.")).to_be_visible()
+    expect(page.get_by_role("button", name="Measure", exact=True)).to_be_enabled()
+    expect(page.locator("[data-testid=stException]")).to_have_count(0)
+
+
+def test_dense_and_pruned_write_what_the_engine_writes(page, visit, loaded):
+    plan, prompt = random_plan(loaded, 2), "Heads, neurons."
+    visit("Speed", plan=plan.to_token())
+    settle(page)
+    enter(page, "Prompt", prompt)
+    enter(page, "Tokens at most", 24)
+    press(page, "Write")
+    metrics = page.locator(METRIC)
+    expect(metrics).to_have_text(
+        [re.compile(rf"^{side}[\d,]+\.\d tokens/s$") for side in ("dense", "pruned")], timeout=60_000
+    )
+    settle(page)
+    ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids[0]
+    models = {"dense": loaded.model, "pruned": slice_model(loaded, plan)}
+    streams = side_by_side(models, ids, 24, mode="eager", stop=[loaded.tokenizer.eos_token_id]).values()
+    dense, pruned = (loaded.tokenizer.decode(stream.tokens, skip_special_tokens=True) for stream in streams)
+    assert page.locator("[data-testid=stText]").all_text_contents() == [dense, pruned]
+    assert dense != pruned
+    captions = page.get_by_text(re.compile(r"^\d+ tokens in ")).all_text_contents()
+    assert [int(caption.split()[0]) for caption in captions] == [len(stream.tokens) for stream in streams]
+
+
+def test_a_prompt_that_nobody_can_continue_is_refused_in_words(page, visit):
+    visit("Speed")
+    settle(page)
+    for prompt, message in (
+        (" ", "The prompt is empty; write something for the models to continue."),
+        ("x" * 1000, "The prompt's 1000 tokens and 96 new ones exceed the context of 1024."),
+    ):
+        enter(page, "Prompt", prompt)
+        press(page, "Write")
+        expect(page.get_by_text(message)).to_be_visible(timeout=60_000)
+        settle(page)
+        expect(page.locator(METRIC)).to_have_count(0)
+
+
+# ---- many people, many jobs
+
+
+def test_ten_people_at_once_each_see_their_own_plan(chromium, server, tiny_model, loaded, small_cache):
+    windows = live_windows(loaded, small_cache)
+    plans = [random_plan(loaded, seed, extreme=False) for seed in range(10)]
+    expected = [perplexity_of(loaded, plan, windows) for plan in plans]
+    assert len(set(expected)) == len(plans)
+    contexts = [chromium.new_context(viewport={"width": 1400, "height": 1000}) for _ in plans]
+    pages, errors = [context.new_page() for context in contexts], []
+    for number, (page, plan) in enumerate(zip(pages, plans, strict=True)):
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        query = urlencode({"model": str(tiny_model), "plan": plan.to_token()})
+        page.goto(f"{server}/{'Prune' if number % 2 else ''}?{query}", wait_until="commit")
+    for page, plan, number in zip(pages, plans, expected, strict=True):
+        shows(page, plan, number)
+
+    for edited in (1, 5, 9):
+        settle(pages[edited])
+        pages[edited].mouse.click(*cell(pages[edited], 1, 2))
+        plans[edited] = toggled(plans[edited], 1, 2)
+        expected[edited] = perplexity_of(loaded, plans[edited], windows)
+    for page, plan, number in zip(pages, plans, expected, strict=True):
+        shows(page, plan, number)
+    for number, page in enumerate(pages):
+        go(page, "Overview" if number % 2 else "Prune")
+    for page, plan, number in zip(pages, plans, expected, strict=True):
+        shows(page, plan, number)
+        assert plan_of(page, loaded.shape) == plan
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def test_after_many_quick_drags_the_perplexity_is_that_of_the_last_plan(page, visit, loaded, small_cache):
+    visit()
+    settle(page)
+    page.get_by_text("Neuron ratios", exact=True).click()
+    page.locator('[class*="st-key-neurons-strips-"] .view canvas').first.wait_for()
+    settle(page)
+    drags = ((0, 0.5), (1, 0.3), (2, 0.9), (0, 0.2), (3, 0.4), (1, 0.6), (2, 0.7))
+    ends = [
+        [place(page, "neurons-strips", layer, f"view.left + {part} * view.bodyWidth") for part in (0, to)]
+        for layer, to in drags
+    ]
+    for start, end in ends:
+        drag(page, start, end)
+    neurons = [round(part * NEURONS) for part in (0.2, 0.6, 0.7, 0.4)]
+    sidebar(page, re.compile(rf"(?<!\d){sum(neurons)} of {ALL_NEURONS} neurons removed"))
+    settle(page)
+    plan = plan_of(page, loaded.shape)
+    assert plan.removed_per_layer("neurons").tolist() == neurons
+    shows(page, plan, perplexity_of(loaded, plan, live_windows(loaded, small_cache)))
+    expect(page.get_by_text("waiting")).to_have_count(0)
+
+
+def test_edits_wait_for_a_timing_and_only_the_last_one_is_measured(
+    page, visit, server, tiny_model, loaded, small_cache
+):
+    windows = live_windows(loaded, small_cache)
+    plans = [random_plan(loaded, 40, extreme=False)]
+    visit(plan=plans[0].to_token())
+    shows(page, plans[0], perplexity_of(loaded, plans[0], windows))
+    settle(page)
+    other = page.context.new_page()
+    visit_page(other, server, "Speed", model=str(tiny_model), plan=random_plan(loaded, 41).to_token())
+    settle(other)
+    enter(other, "Repeats", 100)
+    enter(other, "New tokens", 100)
+    press(other, "Measure")
+    expect(at_work(other, "Speed: batch 1, 128 tokens: ")).to_be_visible(timeout=60_000)
+
+    for layer in (0, 1, 3):
+        page.mouse.click(*cell(page, layer, 4))
+        plans.append(toggled(plans[-1], layer, 4))
+        heads_removed(page, plans[-1].removed_per_layer("heads").sum())
+        expect(at_work(page, "Perplexity: waiting for Speed$")).to_be_visible(timeout=60_000)
+    expect(page.locator(METRIC)).to_contain_text("measuring …")
+    sidebar(page, "Speed: batch 1, 128 tokens: ")
+    page.locator('[class*="st-key-stop-"] button').first.click()
+    shows(page, plans[-1], perplexity_of(loaded, plans[-1], windows))
+    settle(other)
+    expect(other.get_by_text("Not measured for this plan on this device yet.")).to_be_visible()
+    other.close()
+    measured = [Workbench(Store(small_cache)).known_perplexity(loaded, plan, windows) is not None for plan in plans]
+    assert measured == [True, False, False, True]
+
+
+@pytest.mark.demo
+def test_an_edit_is_measured_in_the_midst_of_a_long_run(page, serve, fetched_cache, tiny_model, loaded):
+    server = serve(APP, ROOT, AMP_EXPLORE_CACHE=str(fetched_cache))
+    windows = live_windows(loaded, fetched_cache)
+    plan = random_plan(loaded, 42, extreme=False)
+    visit_page(page, server, "Prune", model=str(tiny_model), plan=plan.to_token())
+    shows(page, plan, perplexity_of(loaded, plan, windows))
+    settle(page)
+    other = page.context.new_page()
+    visit_page(other, server, "Evaluate", model=str(tiny_model))
+    settle(other)
+    start_long_run(other)
+    page.mouse.click(*cell(page, 2, 1))
+    plan = toggled(plan, 2, 1)
+    shows(page, plan, perplexity_of(loaded, plan, windows))
+    expect(at_work(other, "Commonsense: ")).to_be_visible()
+    press(other, "Cancel")
+    settle(other)
+    other.close()
 
 
 # ---- looks
@@ -442,7 +700,7 @@ def test_the_command_line_measures_the_perplexity_that_the_browser_shows(page, s
     expect(page.locator(METRIC)).to_contain_text("against", timeout=settle_long)
     settle(page)
     expect(page.get_by_text("wiki, evaluation half: 1 windows, 512 tokens")).to_be_visible()
-    shown = page.locator("[data-testid=stMetricValue]").text_content().strip()
+    shown = page.locator(METRIC_VALUE).text_content().strip()
     open_expander(page, "Plan file")
     plan, result = tmp_path / "plan.json", tmp_path / "result.json"
     plan.write_bytes(download(page, "Download plan"))
