@@ -120,7 +120,7 @@ def check(tasks: Sequence[str], limit: int | None) -> None:
 
 def default_batch_tokens(model: PreTrainedModel) -> int:
     """Tokens in one forward pass that were fastest for the demo model."""
-    return 256 * max(2, torch.get_num_threads()) if device_of(model).type == "cpu" else 8192
+    return 256 * max(4, torch.get_num_threads()) if device_of(model).type == "cpu" else 8192
 
 
 def offline_questions(*, file: str, split: str, **_) -> dict[str, Dataset]:

@@ -18,8 +18,10 @@ from amp_explore.models.families import context_of, decoder_layers, share
 from amp_explore.models.sharding import device_of, devices
 from amp_explore.progress import Progress, no_progress
 
-_LOGITS = 2**26  # of these, (windows, tokens, vocabulary), exist at a time: 256 MiB in float32
-_NORMALISED = {"cpu": 2**20}  # logits that a softmax sees at a time
+_TOKENS = {"cpu": 2048, "cuda": 16384}  # that run through the layers at a time
+# Logits that exist at a time, and those that a softmax sees at a time: on a CPU, memory that is used again and cache.
+_LOGITS, _NORMALISED = {"cpu": 12 * 2**20}, {"cpu": 2**20}
+_MANY_LOGITS = 2**26
 _WORST = 700.0  # nats: a ruined model may leave the range of floats, and JSON has no infinity and no NaN
 
 
@@ -47,14 +49,14 @@ def perplexity(
             f"windows of {len(windows.ids[0])} tokens do not fit the model's context of {context}; take shorter ones"
         )
     ids = torch.stack(windows.ids)  # (W, T)
-    batch = max(1, _LOGITS // (ids.shape[1] * model.config.vocab_size))
+    batch = max(1, _TOKENS.get(device_of(model).type, 2048) // ids.shape[1])
     losses: list[torch.Tensor] = []
     with torch.inference_mode():
         run = _Run(model, boundaries, -(-len(ids) // batch), progress)
         for part, states in zip(ids.split(batch), run.known(batch), strict=False):
             part = part.to(device_of(model))  # (B, T)
-            logits = run(part, states)  # (B, T, V)
-            losses += [_loss(window[:-1], tokens[1:]) for window, tokens in zip(logits, part, strict=True)]
+            hidden = run(part, states)  # (B, T, d)
+            losses += [run.loss(window[:-1], tokens[1:]) for window, tokens in zip(hidden, part, strict=True)]
         run.finish()
     per_window = torch.stack(losses).nan_to_num(nan=_WORST, posinf=_WORST)
     mean = per_window.mean().item()
@@ -69,31 +71,23 @@ def perplexity(
     }
 
 
-def _loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean next-token loss, in float64, of logits (T, V) for targets (T,); a few rows at a time, to stay in cache."""
-    rows = max(1, _NORMALISED.get(logits.device.type, _LOGITS) // logits.shape[1])
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for part, wanted in zip(logits.split(rows), targets.split(rows), strict=True):
-        logs = F.log_softmax(part, -1, dtype=torch.float32)
-        total -= logs.gather(1, wanted[:, None]).sum(dtype=torch.float64)
-    return (total / len(targets)).cpu()
-
-
 class _Run:
-    """A copy of the model that starts above what is known and notes what passes between its layers."""
+    """The model from the boundary on that is known, noting what passes between its layers."""
 
     def __init__(
         self, model: PreTrainedModel, boundaries: PlanBoundaries | None, batches: int, progress: Progress
     ) -> None:
+        layers = decoder_layers(model)
         start = boundaries.start if boundaries else 0
         self.below = _Known()
-        self.model = share(model, {layer: self.below for layer in decoder_layers(model)[:start]})
+        above = {layer: _Noting(layer, number, self) for number, layer in enumerate(layers[start:], start)}
+        self.model = share(model, dict.fromkeys(layers[:start], self.below) | above)
+        self.head = share(model, dict.fromkeys(layers, self.below))  # from the highest layer to the logits
+        self.top: torch.Tensor | None = None
         self.boundaries = boundaries
         self.passed: dict[int, list[torch.Tensor]] = {}
         self.progress = progress
-        self.done, self.total = 0, batches * (len(decoder_layers(model)) - start)
-        for number, layer in enumerate(decoder_layers(self.model)[start:], start):
-            layer.register_forward_pre_hook(self._note(number))
+        self.done, self.total = 0, batches * (len(layers) - start)
 
     def known(self, batch: int) -> Iterator[torch.Tensor | None]:
         """For each batch of windows, the hidden states (B, T, d) to start from."""
@@ -101,9 +95,23 @@ class _Run:
         return repeat(None) if states is None else iter(states.split(batch))
 
     def __call__(self, ids: torch.Tensor, states: torch.Tensor | None) -> torch.Tensor:
-        """(B, T) tokens -> (B, T, V) logits."""
+        """(B, T) tokens -> (B, T, d), what leaves the highest layer."""
         self.below.states = states
-        return self.model(ids, use_cache=False).logits
+        self.model.model(ids, use_cache=False)
+        return self.top
+
+    def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean loss, in float64, of what leaves the highest layer (T, d) for the tokens that follow (T,)."""
+        kind, vocabulary = hidden.device.type, self.model.config.vocab_size
+        at_once, normalised = (max(1, of.get(kind, _MANY_LOGITS) // vocabulary) for of in (_LOGITS, _NORMALISED))
+        total = torch.zeros((), dtype=torch.float64)
+        for rows, following in zip(hidden.split(at_once), targets.split(at_once), strict=True):
+            self.below.states = rows[None]
+            logits = self.head(following[None], use_cache=False).logits[0]  # (rows, V); which tokens go in is no matter
+            for some, wanted in zip(logits.split(normalised), following.split(normalised), strict=True):
+                logs = F.log_softmax(some, -1, dtype=torch.float32)
+                total -= logs.gather(1, wanted.to(logs.device)[:, None]).sum(dtype=torch.float64).cpu()
+        return total / len(targets)
 
     def finish(self) -> None:
         """Hand on what passed, now that all windows are through."""
@@ -111,16 +119,12 @@ class _Run:
         for number, parts in self.passed.items():
             self.boundaries.keep(number, torch.cat(parts))
 
-    def _note(self, number: int):
-        wanted = self.boundaries is not None and self.boundaries.wants(number)
-
-        def note(layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-            self.progress(self.done, self.total, "perplexity")
-            self.done += 1
-            if wanted:
-                self.passed.setdefault(number, []).append(inputs[0])
-
-        return note
+    def note(self, number: int, states: torch.Tensor) -> None:
+        """`states` enter this layer."""
+        self.progress(self.done, self.total, "perplexity")
+        self.done += 1
+        if self.boundaries is not None and self.boundaries.wants(number):
+            self.passed.setdefault(number, []).append(states)
 
 
 class _Known(nn.Module):
@@ -130,3 +134,16 @@ class _Known(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
         return self.states
+
+
+class _Noting(nn.Module):
+    """A layer that is neither changed nor copied; what enters and what leaves it is noted."""
+
+    def __init__(self, layer: nn.Module, number: int, run: _Run) -> None:
+        super().__init__()
+        self.layer, self.number, self.run = layer, number, run
+
+    def forward(self, hidden_states: torch.Tensor, **options: object) -> torch.Tensor:
+        self.run.note(self.number, hidden_states)
+        self.run.top = self.layer(hidden_states, **options)
+        return self.run.top

@@ -51,7 +51,7 @@ def test_any_split_into_batches_goes_on_from_the_same_states(monkeypatch, window
     loaded, windows, boundaries = tiny("gemma3_text"), windows_of(WINDOWS, LENGTH), Boundaries()
     layers_run(loaded, PruningPlan.empty(loaded.shape), windows, boundaries)
     module = importlib.import_module("amp_explore.perplexity")
-    monkeypatch.setattr(module, "_LOGITS", windows_at_once * LENGTH * loaded.model.config.vocab_size)
+    monkeypatch.setitem(module._TOKENS, "cpu", windows_at_once * LENGTH)
     plan = PruningPlan.empty(loaded.shape).with_units("heads", 2, [0], True)
     assert layers_run(loaded, plan, windows, boundaries)[0]["loss"] == pytest.approx(
         perplexity(slice_model(loaded, plan), windows)["loss"], rel=1e-6

@@ -61,7 +61,8 @@ def test_perplexity_does_not_depend_on_the_split_into_batches(monkeypatch):
     model, windows = tiny("llama").model, windows_of(7, 12)
     whole = perplexity(model, windows)
     for windows_at_once in (1, 2, 3):
-        monkeypatch.setattr(module, "_LOGITS", windows_at_once * 12 * model.config.vocab_size)
+        monkeypatch.setitem(module._TOKENS, "cpu", windows_at_once * 12)
+        monkeypatch.setitem(module._LOGITS, "cpu", (windows_at_once + 1) * model.config.vocab_size)
         reports = []
         split = perplexity(model, windows, progress=lambda *report, reports=reports: reports.append(report[0]))
         assert reports == [*range(LAYERS * math.ceil(7 / windows_at_once) + 1)]
@@ -71,7 +72,8 @@ def test_perplexity_does_not_depend_on_the_split_into_batches(monkeypatch):
 def test_a_window_larger_than_a_batch_is_still_measured(monkeypatch):
     model, windows = tiny("llama").model, windows_of(2, 12)
     whole = perplexity(model, windows)
-    monkeypatch.setattr(module, "_LOGITS", 1)
+    for limit in (module._TOKENS, module._LOGITS, module._NORMALISED):
+        monkeypatch.setitem(limit, "cpu", 1)
     assert perplexity(model, windows)["value"] == pytest.approx(whole["value"], rel=1e-6)
 
 
@@ -109,7 +111,7 @@ def test_the_result_of_a_ruined_model_is_still_json(factor):
 
 def test_cancel_stops_before_the_next_layer(monkeypatch):
     model, windows, reports = tiny("llama").model, windows_of(7, 12), []
-    monkeypatch.setattr(module, "_LOGITS", 2 * 12 * model.config.vocab_size)
+    monkeypatch.setitem(module._TOKENS, "cpu", 2 * 12)
 
     def cancel(done, total, note):
         reports.append((done, total))
