@@ -304,9 +304,8 @@ def _measure(options: argparse.Namespace, progress: _ProgressBar) -> None:
             name: getattr(options, name) for name in ("batch", "prompt", "new_tokens", "repeats", "mode")
         }
         measured = bench.speed(loaded, plan or empty, progress=progress, **options_of_speed)
-        report["machine"] = measured["machine"]
         for side in sides:
-            report[side]["speed"] = measured[side]
+            report[side]["speed"] = measured[side] | {"machine": measured["machine"]}
     progress.clear()
     if options.json:
         write_atomically(options.json, json.dumps(report, indent=1).encode())

@@ -228,6 +228,7 @@ def test_measure_writes_the_contract(good):
         assert report[side]["perplexity"]["windows"] == 5
         for figure in ("prefill_tokens_per_s", "decode_tokens_per_s"):
             assert report[side]["speed"][figure]["median"] > 0
+        assert report[side]["speed"]["machine"]["bytes_per_s"] > 0
 
     loaded, plan = tiny("llama"), load_plan("plan.json")
     assert report["dense"]["parameters"] == sum(parameter.numel() for parameter in loaded.model.parameters())
