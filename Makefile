@@ -9,7 +9,7 @@ help:
 	@echo "make setup   install everything into $(VENV) (Python 3.11 or newer; PYTHON=... picks one)"
 	@echo "make run     set up, fetch the demo model, open the dashboard on http://127.0.0.1:8501"
 	@echo "make test    set up, fetch, run all tests; those in a browser need Chromium"
-	@echo "make bench   measure what README says of speed, into benchmarks/results.json (half an hour on two cores)"
+	@echo "make bench   measure what README says of speed, into benchmarks/results.json (a quarter of an hour on two cores)"
 	@echo "make lint    check style and formatting"
 
 setup: $(VENV)/.setup

@@ -1,6 +1,6 @@
 """All benchmarks of this machine, as a table and as `benchmarks/results.json`.
 
-    python -m benchmarks                    everything; half an hour on two cores
+    python -m benchmarks                    everything; a quarter of an hour on two cores
     python -m benchmarks toggle scoring     some; the other figures stay as they were
 
 Each part can be run by itself too (`python -m benchmarks.toggle`). What needs a GPU is measured by hand on one and kept
@@ -22,9 +22,9 @@ from amp_explore.speed import device_name
 FOLDER = Path(__file__).parent
 RESULTS, GPU = FOLDER / "results.json", FOLDER / "gpu-h100.json"
 PARTS = {
-    "toggle": {},
+    "toggle": {"edits": 24, "windows": (1,)},
     "scoring": {"device": "cpu", "dtype": "float32"},
-    "commonsense": {},
+    "commonsense": {"questions": 50, "repeats": 2},
     "decode": {"batches": (1, 4), "prompts": (128, 512), "new_tokens": 32},
 }
 
@@ -39,9 +39,8 @@ def main() -> None:
         measured = importlib.import_module(f"benchmarks.{part}").run(**PARTS[part])
         details = measured.pop("details", None) or measured.pop("cases")
         results["details"][part] = {"details": details, "measured_on": _machine()}
-        results |= {name: value for name, value in measured.items() if isinstance(value, float)}
-    results |= gpu_figures()
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        results |= {name: value for name, value in measured.items() if isinstance(value, float)} | gpu_figures()
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     for name, value in results.items():
         if isinstance(value, float):
             print(f"{name:<32} {value:8.3f}")

@@ -55,14 +55,14 @@ def _edits(dtype: str, count: int, edits: int, seed: int) -> dict[str, object]:
     base = allocate(rank(loaded.shape, kept.scores(loaded, calibration_windows(loaded.tokenizer))), RATIO)
     text = evaluation_windows(loaded.tokenizer, windows=count)
     layers = len(loaded.shape.layers)
-    lot = np.random.default_rng(seed)
+    drawn = np.random.default_rng(seed).permutation(sum(loaded.shape.heads))[:edits]  # no head twice
     rows = []
     with tempfile.TemporaryDirectory(dir=cache_root()) as folder:
         bench = Workbench(Store(Path(folder)), kept.pool)
         bench.perplexity(loaded, base, text)
         perplexity(slice_model(loaded, base), text)  # warm-up
-        for number in range(edits):
-            layer, head = int(lot.integers(layers)), int(lot.integers(loaded.shape.heads[0]))
+        for number, which in enumerate(drawn.tolist()):
+            layer, head = divmod(which, loaded.shape.heads[0])
             plan = base.with_units("heads", layer, [head], not base.heads[layer][head])
             ways = {
                 "ours": lambda plan=plan: bench.perplexity(loaded, plan, text),

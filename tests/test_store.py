@@ -1,6 +1,7 @@
 """The cache answers what a fresh computation would, and survives killed writers, damage and company."""
 
 import copy
+import gc
 import json
 import logging
 import os
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_plan, tiny, tokens
+from tiny import LAYERS, random_plan, tiny, tokens
 
+from amp_explore import workbench
 from amp_explore.calibration import TokenWindows
 from amp_explore.errors import PlanError
+from amp_explore.models.families import decoder_layers
 from amp_explore.models.loading import from_model
 from amp_explore.plan import PruningPlan
 from amp_explore.statistics import ActivationStatistics, collect
@@ -425,16 +428,31 @@ def test_what_a_result_depends_on_is_in_its_key(tmp_path, change):
         bench.perplexity(loaded, plan, windows, progress=no_work)
 
 
-def test_sliced_models_are_told_apart_by_what_they_are_not_by_where_they_lie(tmp_path):
+def test_layers_sliced_alike_are_used_again_and_the_longest_unused_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(workbench, "_SLICED_KEPT", 1)
+    bench, loaded = Workbench(Store(tmp_path)), tiny("llama")
+    plan = random_plan(loaded, 1)
+    neuron = int(plan.neurons[2].argmin())  # one that stays
+    one, edited = bench.sliced(loaded, plan), bench.sliced(loaded, plan.with_units("neurons", 2, [neuron], True))
+    untouched = [a is b for a, b in zip(decoder_layers(one), decoder_layers(edited), strict=True)]
+    assert untouched == [number != 2 for number in range(LAYERS)]
+    for seed in range(2, 8):
+        bench.sliced(loaded, random_plan(loaded, seed))
+    assert decoder_layers(bench.sliced(loaded, plan))[2] is not decoder_layers(one)[2]
+    assert len(bench._kept_of(loaded)._layers) <= LAYERS
+
+
+def test_what_is_kept_of_a_model_goes_with_it(tmp_path):
     """Models come and go, and Python gives the next one the address of the last."""
     bench = Workbench(Store(tmp_path))
 
     def sliced(dtype):
         loaded = from_model(copy.deepcopy(tiny("llama", dtype).model), None, fingerprint="0" * 16)
-        return bench.sliced(loaded, random_plan(loaded, 1))
+        return bench.sliced(loaded, random_plan(loaded, 1)).dtype
 
-    exact, again, rough = sliced("float32"), sliced("float32"), sliced("bfloat16")
-    assert again is exact and (exact.dtype, rough.dtype) == (torch.float32, torch.bfloat16)
+    assert [sliced("float32"), sliced("bfloat16")] == [torch.float32, torch.bfloat16]
+    gc.collect()
+    assert len(bench._kept) == 0
 
 
 def test_the_keys_of_statistics_are_plain_text_that_a_person_can_read(tmp_path):
