@@ -23,9 +23,9 @@ FOLDER = Path(__file__).parent
 RESULTS, GPU = FOLDER / "results.json", FOLDER / "gpu-h100.json"
 PARTS = {
     "toggle": {"edits": 24, "windows": (1,)},
-    "scoring": {"device": "cpu", "dtype": "float32"},
+    "scoring": {"device": "cpu", "dtype": "float32", "repeats": 3},
     "commonsense": {"questions": 50, "repeats": 2},
-    "decode": {"batches": (1, 4), "prompts": (128, 512), "new_tokens": 32},
+    "decode": {"batches": (1, 4), "prompts": (128,), "new_tokens": 32},
 }
 
 

@@ -163,24 +163,19 @@ def test_a_long_context_is_not_repeated_for_each_answer():
     assert read == [180 + 4 * 19]
 
 
-def test_batches_hold_as_many_tokens_as_allowed():
+def test_batches_hold_as_many_tokens_as_allowed_and_no_padding():
     model, read = copy.deepcopy(tiny("llama").model), []
     model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
-    pairs = [(random_tokens(50, seed), [3]) for seed in range(40)]
-    for batch_tokens in (50, 400, 1000):
+    pairs = [([3 + seed, *random_tokens(29 + seed, seed)], [3]) for seed in range(40)]
+    tokens = sum(len(context) for context, _ in pairs)
+    for batch_tokens in (70, 400, 1000):
         read.clear()
         log_likelihoods(model, pairs, max_length=LONG, batch_tokens=batch_tokens)
-        assert max(read) <= batch_tokens and sum(read) <= 40 * 50
-        assert len(read) <= 40 * 50 / batch_tokens * 1.3
-
-
-def test_little_is_padding():
-    model, read = copy.deepcopy(tiny("llama").model), []
-    model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].numel()))
-    lengths = range(130, 250, 4)  # too long for two in one row
-    pairs = [(random_tokens(length, length), [3]) for length in lengths]
-    log_likelihoods(model, pairs, max_length=LONG, batch_tokens=10_000)
-    assert sum(read) < 1.15 * sum(lengths) and len(read) < 5
+        assert max(read) <= batch_tokens and sum(read) == tokens
+        assert len(read) <= 1 + tokens / batch_tokens * 1.3
+    read.clear()
+    log_likelihoods(model, pairs, max_length=LONG, batch_tokens=1)
+    assert len(read) == len(pairs)
 
 
 def test_progress_counts_answers_and_may_cancel():
