@@ -80,7 +80,7 @@ def evaluate(
         tasks: names out of `TASKS`.
         limit: the first so many questions of each task; None takes all.
         data: ``offline`` reads what ``python -m amp_explore fetch`` brought, ``hub`` the official data sets.
-        batch_tokens: the most tokens in one forward pass, padding included (a longer question goes alone).
+        batch_tokens: the most tokens in one forward pass (a longer answer with its context goes alone).
             None takes `default_batch_tokens`.
         progress: called between batches with the number of answers scored, their total, and the task's name;
             before that, while their number is not known, with 0 of 1.

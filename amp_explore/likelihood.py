@@ -1,31 +1,37 @@
 """Log-likelihoods of answers after their contexts, every token computed once for all sequences that begin alike.
 
 A plain evaluator runs the context of a question once per answer. Here the sequences stand in lexicographic order, which
-makes neighbours of those that begin alike, and are packed as trees: a sequence adds only the tokens after the prefix
-that it shares with the one before it. A tree lies in a row of the batch depth first, each token at the position it has
-in its sequence, and a mask lets it attend to its ancestors only. The vocabulary projection is computed where a token
-of an answer is predicted, and nowhere else.
+makes neighbours of those that begin alike, and are laid out as trees: a sequence adds only the tokens after the prefix
+that it shares with the one before it. Each token keeps the position that it has in its sequence and attends to its
+ancestors only.
+
+A batch is many trees end to end, without padding: most of a model looks at each token by itself. Attention alone runs
+tree by tree, and the vocabulary projection only where a token of an answer is predicted.
 
 Nothing here knows where the sequences come from.
 """
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import share
+from amp_explore.models.families import decoder_layers, share
 from amp_explore.models.sharding import device_of
 from amp_explore.progress import Progress, no_progress
 
-# A row takes in sequences up to this many tokens, then only those that share a quarter of theirs with the one before.
-# Longer rows tear fewer prefixes apart and need less padding, but attention runs over the whole row.
-_ROW_TOKENS = {"cpu": 128, "else": 512}
+# A tree takes in sequences up to this many tokens, then only those that share a quarter of theirs with the one before.
+# Large trees tear few prefixes apart and run in few steps, but attention looks at each pair of their tokens.
+_TREE_TOKENS = {"cpu": 96, "else": 1024}
 # Logits that are normalised at a time: on a CPU, what stays in its cache.
 _LOGITS = {"cpu": 2**20, "else": 2**26}
 _OPEN = 2**31  # the end of a subtree that is still growing
@@ -50,7 +56,7 @@ def log_likelihoods(
         model: a dense or sliced causal model in eval mode that `covers` accepts.
         pairs: tokens of context and answer, neither of them empty.
         max_length: the most tokens that the model reads; of a longer sequence the first ones are left out.
-        batch_tokens: the most tokens in one forward pass, padding included (a longer sequence goes alone).
+        batch_tokens: the most tokens in one forward pass (a longer sequence goes alone).
         progress: called between batches with the number of answers scored and their total; it may cancel.
 
     Raises:
@@ -60,20 +66,20 @@ def log_likelihoods(
     totals = torch.zeros(len(pairs), dtype=torch.float64)
     greedy = torch.ones(len(pairs), dtype=torch.bool)
     scorer, done = _Scorer(model), 0
-    rows = _rows(pairs, max_length, batch_tokens, _on(device_of(model), _ROW_TOKENS))
+    trees = _trees(pairs, max_length, batch_tokens, _on(device_of(model), _TREE_TOKENS))
     with torch.inference_mode():
-        for batch in _batches(rows, batch_tokens):
+        for batch in _batches(trees, batch_tokens):
             progress(done, len(pairs), "log-likelihoods")
             owners, values, hits = scorer(batch)
             totals.index_add_(0, owners, values.double())
             greedy[owners[~hits]] = False
-            done += sum(row.sequences for row in batch)
+            done += sum(tree.sequences for tree in batch)
     progress(done, len(pairs), "log-likelihoods")
     return list(zip(totals.tolist(), greedy.tolist(), strict=True))
 
 
-class _Row:
-    """Sequences as trees, one node per token that is not shared, in depth-first order.
+class _Tree:
+    """Sequences, one node per token that is not shared, in depth-first order. There may be several roots.
 
     For each node `ids`, `depths` (its position in the sequence) and `ends` (the first later node that is not below it).
     For each token of an answer `owners` (whose), `nodes` (where it is predicted) and `targets` (the token).
@@ -95,11 +101,11 @@ class _Row:
         differing = (depth for depth, (node, token) in enumerate(pairs) if self.ids[node] != token)
         return next(differing, min(len(self._path), len(tokens)))
 
-    def takes(self, tokens: list[int], batch_tokens: int, row_tokens: int) -> bool:
-        """Whether a sequence should be added here, and not to a new row."""
+    def takes(self, tokens: list[int], batch_tokens: int, tree_tokens: int) -> bool:
+        """Whether a sequence should be added here, and not to a new tree."""
         shared = self.shared(tokens)
         size = len(self.ids) + len(tokens) - shared
-        return size <= batch_tokens and (size <= row_tokens or shared >= len(tokens) / 4)
+        return size <= batch_tokens and (size <= tree_tokens or shared >= len(tokens) / 4)
 
     def add(self, number: int, tokens: list[int], answer: list[int]) -> None:
         """Add a sequence without its last token, and what to score: the answer, which ends one token later."""
@@ -116,9 +122,9 @@ class _Row:
         self.sequences += 1
 
 
-def _rows(
-    pairs: Sequence[tuple[list[int], list[int]]], max_length: int, batch_tokens: int, row_tokens: int
-) -> list[_Row]:
+def _trees(
+    pairs: Sequence[tuple[list[int], list[int]]], max_length: int, batch_tokens: int, tree_tokens: int
+) -> list[_Tree]:
     if not all(context and answer for context, answer in pairs):
         raise ValueError("contexts and answers must have a token at least")
     longest = max((len(answer) for _, answer in pairs), default=0)
@@ -127,70 +133,103 @@ def _rows(
             f"an answer has {longest} tokens, but the model reads at most {max_length}; use one with a longer context"
         )
     inputs = [(context + answer)[-max_length - 1 : -1] for context, answer in pairs]
-    rows: list[_Row] = []
+    trees: list[_Tree] = []
     for number in sorted(range(len(pairs)), key=inputs.__getitem__):
         tokens = inputs[number]
-        if not rows or not rows[-1].takes(tokens, batch_tokens, row_tokens):
-            rows.append(_Row())
-        rows[-1].add(number, tokens, pairs[number][1])
-    return rows
+        if not trees or not trees[-1].takes(tokens, batch_tokens, tree_tokens):
+            trees.append(_Tree())
+        trees[-1].add(number, tokens, pairs[number][1])
+    return trees
 
 
-def _batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
-    """Longest rows first, and together only those that differ in length by less than a quarter: little is padding."""
-    rows = sorted(rows, key=lambda row: -len(row.ids))
-    while rows:
-        longest = len(rows[0].ids)
-        batch = [row for row in rows[: max(1, batch_tokens // longest)] if len(row.ids) > 0.75 * longest]
+def _batches(trees: list[_Tree], batch_tokens: int) -> Iterator[list[_Tree]]:
+    """As many trees as fit, those of similar size together: their masks are padded."""
+    batch: list[_Tree] = []
+    room = batch_tokens
+    for tree in sorted(trees, key=lambda tree: -len(tree.ids)):
+        if batch and len(tree.ids) > room:
+            yield batch
+            batch, room = [], batch_tokens
+        batch.append(tree)
+        room -= len(tree.ids)
+    if batch:
         yield batch
-        rows = rows[len(batch) :]
 
 
 class _Scorer:
-    """A copy of the model that computes the vocabulary projection at chosen places only."""
+    """A copy of the model whose attention runs tree by tree, and whose vocabulary projection at chosen places only."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = share(model)
         self._model.get_output_embeddings().register_forward_pre_hook(self._choose)
         self._places = torch.empty(0, dtype=torch.long)
+        for copied, layer in zip(decoder_layers(self._model), decoder_layers(model), strict=True):
+            if hasattr(layer.self_attn, "config"):  # pruning may have left no attention
+                copied.self_attn.plain = (layer.self_attn,)  # in a tuple, so that it is no part of the copy
+                copied.self_attn.config = copy.copy(layer.self_attn.config)
+                copied.self_attn.config._attn_implementation = _TREE_BY_TREE
 
     def _choose(self, projection: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        """(B, T, d) -> (places, d)."""
-        hidden = inputs[0].flatten(0, 1)
-        return (hidden[self._places.to(hidden.device)],)
+        """(1, T, d) -> (places, d)."""
+        return (inputs[0][0, self._places.to(inputs[0].device)],)
 
-    def __call__(self, rows: list[_Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(self, trees: list[_Tree]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """For each answer token, on the CPU: whose it is, its log-probability, whether it is the likeliest."""
         device = device_of(self._model)
-        ids, depths, ends = (
-            pad_sequence([torch.tensor(getattr(row, name)) for row in rows], batch_first=True).to(device)
-            for name in ("ids", "depths", "ends")
-        )
-        places = [number * ids.shape[1] + node for number, row in enumerate(rows) for node in row.nodes]
-        chosen = sorted(set(places))  # answers that begin alike are predicted at the same places
-        self._places = torch.tensor(chosen)
-        masks = _masks(self._model, depths, ends)
-        logits = self._model(ids, attention_mask=masks, position_ids=depths, use_cache=False).logits  # (places, V)
+
+        def joined(name: str) -> torch.Tensor:
+            return torch.tensor([value for tree in trees for value in getattr(tree, name)])
+
+        sizes = [len(tree.ids) for tree in trees]
+        starts = accumulate(sizes, initial=0)
+        places = torch.tensor([start + node for start, tree in zip(starts, trees, strict=False) for node in tree.nodes])
+        # answers that begin alike are predicted at the same places
+        self._places, index = places.unique(return_inverse=True)
+        logits = self._model(
+            joined("ids").to(device)[None],
+            attention_mask=_masks(self._model, trees, device),
+            position_ids=joined("depths").to(device)[None],
+            use_cache=False,
+            tree_sizes=sizes,
+        ).logits  # (places, V)
         parts = logits.split(max(1, _on(device, _LOGITS) // logits.shape[1]))
-        norms, peaks = map(torch.cat, zip(*map(_norms_and_peaks, parts), strict=True))
-
-        rank = {place: number for number, place in enumerate(chosen)}
-        index = torch.tensor([rank[place] for place in places], device=device)
-        targets = torch.tensor([target for row in rows for target in row.targets], device=device)
-        owners = torch.tensor([owner for row in rows for owner in row.owners])
-        answered = logits[index, targets].float()
-        return owners, (answered - norms[index]).cpu(), (answered == peaks[index]).cpu()
+        norms, peaks = (torch.cat(part) for part in zip(*map(_norms_and_peaks, parts), strict=True))
+        index = index.to(device)
+        answered = logits[index, joined("targets").to(device)].float()
+        return joined("owners"), (answered - norms[index]).cpu(), (answered == peaks[index]).cpu()
 
 
-def _on(device: torch.device, table: dict[str, int]) -> int:
-    return table.get(device.type, table["else"])
+_TREE_BY_TREE = "amp_explore_tree_by_tree"
 
 
-def _masks(model: PreTrainedModel, depths: torch.Tensor, ends: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What the model takes as its mask: (B, 1, T, T), added to attention scores; one for each type of layer if it has
-    several."""
-    order = torch.arange(depths.shape[1], device=depths.device)
-    ancestors = (order <= order[:, None]) & (order[:, None] < ends[:, None])  # (B, T, T): queries, keys
+def _tree_by_tree(module, query, key, value, attention_mask, *, tree_sizes: list[int], **options):
+    """The attention of ``module.plain`` on each tree by itself.
+
+    (1, heads, T, d) queries, (1, KV heads, T, d) keys and values and (trees, 1, N, N) masks -> (1, T, heads, d).
+    """
+    (plain,) = module.plain
+    eager = sys.modules[type(plain).__module__].eager_attention_forward  # each architecture has its own
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(plain.config._attn_implementation, eager)
+    trees = zip(*(states.split(tree_sizes, dim=2) for states in (query, key, value)), attention_mask, strict=True)
+    outputs = [
+        attend(plain, *states, mask[None, :, :size, :size], **options)[0]
+        for (*states, mask), size in zip(trees, tree_sizes, strict=True)
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(_TREE_BY_TREE, _tree_by_tree)
+
+
+def _masks(model: PreTrainedModel, trees: list[_Tree], device: torch.device) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What the model takes as its mask: (trees, 1, N, N), added to attention scores, for trees of up to N tokens; one
+    for each type of layer if it has several."""
+    depths, ends = (
+        pad_sequence([torch.tensor(getattr(tree, name)) for tree in trees], batch_first=True).to(device)
+        for name in ("depths", "ends")
+    )
+    order = torch.arange(depths.shape[1], device=device)
+    ancestors = (order <= order[:, None]) & (order[:, None] < ends[:, None])  # (trees, N, N): queries, keys
     full = _additive(ancestors, model.dtype)
     window = getattr(model.config, "sliding_window", None)
     if window is None:
@@ -212,3 +251,7 @@ def _norms_and_peaks(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     peaks = logits.amax(-1)
     # not torch.logsumexp, which takes over ten times as long on a CPU
     return peaks - logits.log_softmax(-1).amax(-1), peaks
+
+
+def _on(device: torch.device, table: dict[str, int]) -> int:
+    return table.get(device.type, table["else"])
