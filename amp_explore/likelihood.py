@@ -14,7 +14,6 @@ Nothing here knows where the sequences come from.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -25,7 +24,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import decoder_layers, share
+from amp_explore.models.families import decoder_layers, eager_attention, share
 from amp_explore.models.sharding import device_of
 from amp_explore.progress import Progress, no_progress
 
@@ -208,8 +207,7 @@ def _tree_by_tree(module, query, key, value, attention_mask, *, tree_sizes: list
     (1, heads, T, d) queries, (1, KV heads, T, d) keys and values and (trees, 1, N, N) masks -> (1, T, heads, d).
     """
     (plain,) = module.plain
-    eager = sys.modules[type(plain).__module__].eager_attention_forward  # each architecture has its own
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(plain.config._attn_implementation, eager)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(plain.config._attn_implementation, eager_attention(plain))
     trees = zip(*(states.split(tree_sizes, dim=2) for states in (query, key, value)), attention_mask, strict=True)
     outputs = [
         attend(plain, *states, mask[None, :, :size, :size], **options)[0]

@@ -10,7 +10,6 @@ as a back end.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import torch
@@ -19,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from amp_explore.models.families import LayerParts, decoder_layers, layer_parts, share
+from amp_explore.models.families import LayerParts, decoder_layers, eager_attention, layer_parts, share
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.sharding import device_of, keep, tensor_of
 from amp_explore.plan import PruningPlan
@@ -100,7 +99,7 @@ def ragged_attention(module, query, key, value, attention_mask, **options):
 def _base_attention(module: nn.Module):
     if module.config._attn_implementation == "ragged_sdpa":
         return sdpa_attention_forward
-    return sys.modules[type(module).__module__].eager_attention_forward  # each architecture has its own
+    return eager_attention(module)
 
 
 for _name, _mask in (("ragged_sdpa", sdpa_mask), ("ragged_eager", eager_mask)):

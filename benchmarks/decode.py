@@ -10,7 +10,6 @@ import itertools
 import json
 
 from amp_explore.allocation import allocate, rank
-from amp_explore.criteria import scores_by_lot
 from amp_explore.errors import AmpExploreError, TooLarge
 from amp_explore.models.loading import LoadedModel, load
 from amp_explore.plan import PruningPlan
@@ -36,7 +35,7 @@ def run(
     loaded = load(model, device=device, dtype="bfloat16")
     machine = measure_machine(loaded.device, loaded.model.dtype)
     plans = {"dense": PruningPlan.empty(loaded.shape)}
-    ranking = rank(loaded.shape, scores_by_lot(loaded.shape))
+    ranking = rank(loaded.shape, None, "random")
     for ratio in ratios:
         plans[f"amp{ratio:.0%}".rstrip("%")] = allocate(ranking, ratio, multiple=multiple)
     models = {name: slice_model(loaded, plan) for name, plan in plans.items()}

@@ -25,14 +25,14 @@ def measuring(state: Session) -> None:
     device, context = state.loaded.device, context_of(state.loaded.model) or 4096
     first, second, third, fourth, fifth, last = st.columns([3, 4, 1.6, 1.6, 2, 1.5], vertical_alignment="bottom")
     batches = first.multiselect("Batch sizes", [1, 2, 4, 8, 16, 32, 64], [1], key="batches", persist_state="session")
-    fifth_help = "\n\n".join(f"**{mode}** {MODES[mode]}" for mode in modes_on(device))
+    modes_help = "\n\n".join(f"**{mode}** {MODES[mode]}" for mode in modes_on(device))
     new_tokens = third.number_input("New tokens", 1, 1024, 32, key="new_tokens", persist_state="session")
     lengths = [length for length in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096) if length < context]
     prompts = second.multiselect(
         "Tokens before decoding", lengths, [min(128, lengths[-1])], key="prompts", persist_state="session"
     )
     repeats = fourth.number_input("Repeats", 1, 100, 5, key="repeats", persist_state="session")
-    mode = fifth.selectbox("Decoding", modes_on(device), key="mode", persist_state="session", help=fifth_help)
+    mode = fifth.selectbox("Decoding", modes_on(device), key="mode", persist_state="session", help=modes_help)
     bench, loaded, plan = workbench(), state.loaded, state.plan
     topic = f"speed:{state.fingerprint}:{plan.digest}"
     job = latest_job(topic)

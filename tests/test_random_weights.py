@@ -68,6 +68,6 @@ def test_unknown_shapes_are_refused_with_the_known_ones():
 
 
 def test_a_shape_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch):
-    monkeypatch.setattr(random_weights, "_room", lambda device: 2**30)
+    monkeypatch.setattr(random_weights, "memory", lambda device: (2**30, 2**34))
     with pytest.raises(ModelError, match="llama-2-7b needs 12.6 GiB in bfloat16, and cpu has 1.0 GiB left"):
         make("llama-2-7b", torch.device("cpu"), torch.bfloat16)

@@ -12,7 +12,8 @@ guess.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -101,6 +102,11 @@ def layer_parts(layer: nn.Module, family: Family) -> LayerParts:
         up=tuple(getattr(mlp, name) for name in family.up),
         down=getattr(mlp, family.down),
     )
+
+
+def eager_attention(attention: nn.Module) -> Callable:
+    """transformers' eager attention function for this module; each architecture has its own."""
+    return sys.modules[type(attention).__module__].eager_attention_forward
 
 
 def count(modules: tuple[nn.Module, ...]) -> int:

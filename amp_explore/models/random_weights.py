@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 
-import psutil
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from amp_explore.errors import ModelError
+from amp_explore.models.sharding import memory
 
 PREFIX = "random:"
 
@@ -65,10 +65,11 @@ def make(name: str, device: torch.device, dtype: torch.dtype) -> tuple[PreTraine
     config = AutoConfig.for_model(described.pop("model_type"), **described)
     with torch.device("meta"):
         needed = AutoModelForCausalLM.from_config(config).num_parameters() * dtype.itemsize
-    if needed > (room := _room(device)):
+    free, _ = memory(device)
+    if needed > free:
         raise ModelError(
             f"{PREFIX}{name} needs {needed / 2**30:.1f} GiB in {str(dtype).removeprefix('torch.')}, and {device} has "
-            f"{room / 2**30:.1f} GiB left; take a smaller shape or precision"
+            f"{free / 2**30:.1f} GiB left; take a smaller shape or precision"
         )
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), device:
@@ -76,10 +77,6 @@ def make(name: str, device: torch.device, dtype: torch.dtype) -> tuple[PreTraine
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     fingerprint = hashlib.sha256(json.dumps([PREFIX, name, SHAPES[name]]).encode()).hexdigest()[:16]
     return model, _byte_tokenizer(), fingerprint
-
-
-def _room(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -57,13 +57,17 @@ def kept_elsewhere(model: nn.Module) -> Iterator[object]:
 
 def room(device: torch.device) -> int:
     """Bytes that weights may still take on a device, some left for activations."""
+    free, total = memory(device)
+    return int(free - _RESERVED * total)
+
+
+def memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of a device's memory that are free, and all of them."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    else:
-        memory = psutil.virtual_memory()
-        free, total = memory.available, memory.total
-    return int(free - _RESERVED * total)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+    main = psutil.virtual_memory()
+    return main.available, main.total
 
 
 def keep(linear: nn.Linear, dim: int, kept: torch.Tensor) -> None:
