@@ -443,6 +443,14 @@ def test_keys_move_a_cut(open_app):
     assert all_calls(page, "neurons") == [["cut neurons", {"1": count}] for count in counts]
 
 
+def test_a_gesture_lost_on_the_way_is_sent_again(open_app):
+    page = open_app()
+    view(page, "neurons").evaluate("view => { const send = view.send; view.send = () => { view.send = send; }; }")
+    canvas(page, "neurons").focus()
+    page.keyboard.press("PageUp")
+    assert answer(page, 1)["calls"] == [["cut neurons", {"0": 154}]]
+
+
 def test_keys_move_head_cuts_by_one(open_app):
     page = open_app()
     canvas(page, "heads").focus()

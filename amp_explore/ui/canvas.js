@@ -16,6 +16,8 @@ const SCALE = `linear-gradient(90deg, ${VIRIDIS.map((rgb) => `rgb(${rgb})`)})`;
 const RED = '#e5484d'; // what goes; readable on both themes and on every colour of the scale
 const GREY = '#8a8f98';
 
+const RESEND_AFTER = 2000; // milliseconds without an answer
+
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 const thousands = new Intl.NumberFormat('en-US');
 
@@ -59,7 +61,9 @@ function drawPadlock(context, x, y, size, closed) {
 }
 
 // Streamlit keeps one value per component and merges reruns that come quickly, so a value that is only the
-// last gesture loses some. This log resends every gesture until Python says that it has seen it.
+// last gesture loses some. This log resends every gesture until Python says that it has seen it: with the next
+// gesture, and after a pause for the last of a burst (a callback cut short by a rerun can put an older value
+// in the place of a newer one).
 class GestureLog {
   constructor() {
     this.id = null;
@@ -77,7 +81,11 @@ class GestureLog {
   add(gesture, send) {
     this.last += 1;
     this.pending.push({ ...gesture, number: this.last, log: this.id });
-    send('gestures', [...this.pending]);
+    this.resend(send);
+  }
+
+  resend(send) {
+    if (this.pending.length > 0) send('gestures', [...this.pending]);
   }
 }
 
@@ -123,6 +131,7 @@ class LayerView {
     this.root.querySelector('.hint').textContent =
       [...this.hints(data), ...(data.opens ? ['click a layer number to open it'] : [])].join(' · ');
     this.log.acknowledge(data.log);
+    this.expectAnswer();
     this.read(data);
     this.log.pending.forEach((gesture) => this.apply(gesture));
     this.resize();
@@ -133,6 +142,12 @@ class LayerView {
     this.apply(gesture);
     this.draw();
     this.log.add(gesture, this.send);
+    this.expectAnswer();
+  }
+
+  expectAnswer() {
+    clearTimeout(this.waiting);
+    this.waiting = setTimeout(() => this.root.isConnected && this.log.resend(this.send), RESEND_AFTER);
   }
 
   apply(gesture) {
