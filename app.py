@@ -5,7 +5,7 @@ import streamlit as st
 from amp_explore.models.sharding import devices
 from amp_explore.ui.charts import heads_heatmap
 from amp_explore.ui.live import costs, live_perplexity
-from amp_explore.ui.session import Calibration, evaluation
+from amp_explore.ui.session import Scoring, evaluation
 from amp_explore.ui.shell import open_page, scores_or_wait
 from amp_explore.workbench import LIVE_WINDOWS
 
@@ -64,7 +64,7 @@ for column, (page, title, text) in zip(
         st.write(text)
 
 st.subheader("Importance of every head (AMP)")
-scores = scores_or_wait(state, Calibration(), "amp")
+scores = scores_or_wait(state, Scoring())
 if scores is not None:
     figure = heads_heatmap(scores, "log", [layer.kv_of_head for layer in shape.layers])
     st.plotly_chart(figure, key="overview-heads", alt="AMP score of every head, layer by head, logarithmic colours")

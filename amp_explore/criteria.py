@@ -1,12 +1,16 @@
-"""Which units matter: activation statistics and weights in, one score per head and per neuron out.
+"""Which units matter: what is known of a layer in, one score per head and per neuron out.
 
-A criterion is two small pure functions, one layer at a time; the lowest scores go first. `CRITERIA` is the one list
-that the dashboard, the command line and the documentation read.
+A criterion is two small pure functions of one layer's weights, statistics, gradients or Gram matrices; the lowest
+scores go first. `CRITERIA` is the one list that the dashboard, the command line and the documentation read.
+
+Notation: x_h (head_dim,) is head h's input to the output projection and W_h its columns there; a_j is neuron j's input
+to the down projection and w_j (hidden,) its column there. The coupled weights of a unit are everything that goes with
+it: the rows of q, k and v and the columns of o; the rows of up (and gate) and the column of down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import LayerParts, ModelShape, decoder_layers, layer_parts
+from amp_explore.gradients import LayerGradients
+from amp_explore.models.families import LayerParts, ModelShape, decoder_layers, layer_parts, weight_of
 from amp_explore.models.loading import LoadedModel
-from amp_explore.models.sharding import tensor_of
-from amp_explore.statistics import ActivationStatistics
+from amp_explore.statistics import ActivationStatistics, LayerGrams, LayerStatistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,38 +80,200 @@ def scores_by_lot(shape: ModelShape, seed: int = 0) -> Scores:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What was collected for a model, one entry per layer; criteria say which of it they need."""
+
+    activations: ActivationStatistics = ()
+    gradients: Sequence[LayerGradients] = ()
+    grams: Sequence[LayerGrams] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """All that a criterion may look at in one layer. What the criterion does not need may be None."""
+
+    number: int
+    parts: LayerParts
+    activations: LayerStatistics | None
+    gradients: LayerGradients | None
+    grams: LayerGrams | None
+
+    @property
+    def heads(self) -> int:
+        return weight_of(self.parts.o).shape[1] // self.parts.head_dim
+
+
+Function = Callable[[Layer], torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Criterion:
-    """How one method scores a layer's units. `formula` and `source` are shown to people."""
+    """How one method scores a layer's units. `formula`, `source` and `says` are shown to people.
+
+    `heads` is None where the method scores neurons alone. `needs` names fields of `Evidence`.
+    """
 
     title: str
+    says: str
     formula: str
     source: str
-    heads: Callable[[ActivationStatistics, LayerParts, int], torch.Tensor]
-    neurons: Callable[[ActivationStatistics, LayerParts, int], torch.Tensor]
+    neurons: Function
+    heads: Function | None
+    needs: frozenset[str] = frozenset({"activations"})
+
+    @property
+    def covers(self) -> str:
+        return "heads and neurons" if self.heads else "neurons"
 
 
-def amp_heads(statistics: ActivationStatistics, parts: LayerParts, layer: int) -> torch.Tensor:
+# AMP
+
+
+def amp_heads(layer: Layer) -> torch.Tensor:
     """(heads,) `mean || x_h W_h ||_1`: how much head h writes to the residual stream (AMP, arXiv 2504.21174)."""
-    return statistics.head_projection[layer]
+    return layer.activations.head_projection
 
 
-def amp_neurons(statistics: ActivationStatistics, parts: LayerParts, layer: int) -> torch.Tensor:
-    """(neurons,) `mean |a_j|`, a the input of the down projection (AMP, arXiv 2504.21174)."""
-    return statistics.neuron_magnitude[layer]
+def amp_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) `mean |a_j|` (AMP, arXiv 2504.21174)."""
+    return layer.activations.neuron_magnitude
 
 
-def projected_neurons(statistics: ActivationStatistics, parts: LayerParts, layer: int) -> torch.Tensor:
-    """(neurons,) `mean |a_j| * ||w_j||_1`:
+def projected_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) `mean |a_j| ||w_j||_1`: AMP's head score carried over to neurons, as `||a_j w_j||_1` is just that."""
+    return layer.activations.neuron_magnitude * _down(layer).abs().sum(0)
 
-    AMP's head score carried over to neurons, since `||a_j w_j||_1 = |a_j| ||w_j||_1`.
+
+# Weights alone
+
+
+def magnitude_heads(order: int) -> Function:
+    """(heads,) L1 or L2 norm of the coupled weights (Han et al. 2015; Zhu and Gupta 2017)."""
+    return lambda layer: _norm(layer, order, _coupled_to_heads)
+
+
+def magnitude_neurons(order: int) -> Function:
+    """(neurons,) L1 or L2 norm of the coupled weights (Han et al. 2015; Zhu and Gupta 2017)."""
+    return lambda layer: _norm(layer, order, _coupled_to_neurons)
+
+
+def spectrum_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) `sum_i (s_i - s_i')`: how far the singular values s of the up (and gate) and the down projection fall
+    when the neuron's row or column goes, after PruneNet (Sengupta et al. 2025, arXiv 2501.15296).
+
+    Without w, the eigenvalues of `W W^T - w w^T` are `s_i^2 - (u_i . w)^2` to first order, u_i the singular vectors.
     """
-    column_norms = torch.linalg.vector_norm(tensor_of(parts.down, "weight"), 1, dim=0, dtype=torch.float32)
-    return statistics.neuron_magnitude[layer] * column_norms.cpu()
+    total = torch.zeros(())
+    for units in _coupled_to_neurons(layer):  # (neurons, n)
+        _, singular, basis = torch.linalg.svd(units, full_matrices=False)  # s (r,), rows of basis (r, n)
+        lost = (units @ basis.T).square()  # (neurons, r)
+        total = total + (singular - (singular.square() - lost).clamp(min=0).sqrt()).sum(1)
+    return total
 
+
+# Activations
+
+
+def wanda_heads(layer: Layer) -> torch.Tensor:
+    """(heads,) `mean_i |W_ij| ||X_j||_2`, summed over the head's columns j (structured Wanda, Sun et al. 2023, arXiv
+    2306.11695, in the form of FLAP's repository)."""
+    return _per_head(layer, _out(layer).abs().mean(0) * _rms(layer, "attention")).sum(1)
+
+
+def wanda_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) `mean_i |W_ij| ||X_j||_2` (structured Wanda, as for heads)."""
+    return _down(layer).abs().mean(0) * _rms(layer, "neuron")
+
+
+def flap_heads(layer: Layer) -> torch.Tensor:
+    """(heads,) `Var(X_j) ||W_:j||_2^2`, the mean over the head's columns j (FLAP, An et al. 2023, arXiv 2312.11983)."""
+    return _per_head(layer, layer.activations.attention_variance * _out(layer).square().sum(0)).mean(1)
+
+
+def flap_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) `Var(X_j) ||W_:j||_2^2` (FLAP, An et al. 2023, arXiv 2312.11983)."""
+    return layer.activations.neuron_variance * _down(layer).square().sum(0)
+
+
+def minitron_heads(layer: Layer) -> torch.Tensor:
+    """(heads,) L2 over prompts of `mean ||x_h||_2` (Minitron, Muralidharan et al. 2024, arXiv 2407.14679)."""
+    return layer.activations.head_norm
+
+
+def minitron_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) L2 over prompts of `mean |a_j|` (Minitron, Muralidharan et al. 2024, arXiv 2407.14679)."""
+    return layer.activations.neuron_norm
+
+
+def cfsp_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) `(|w_j| ||X_j|| + |W_up,j| + |W_gate,j|) ||X_j||`, each of the three as a share of its sum over all
+    neurons (CFSP, Wang et al. 2024, arXiv 2409.13199)."""
+    activity = _rms(layer, "neuron")
+    parts = [_down(layer).abs().sum(0) * activity]
+    parts += [_numbers(up).abs().sum(1) for up in layer.parts.up]
+    return sum(part / part.sum() for part in parts) * activity
+
+
+# Gradients
+
+
+def _of_gradients(name: str, unit: str) -> Function:
+    return lambda layer: getattr(layer.gradients, f"{unit}_{name}")
+
+
+def taylor(unit: str) -> Function:
+    """(units,) `|sum w g|` over the coupled weights w and their gradients g: the loss's change to first order when all
+    of them go at once (LLM-Pruner, Ma et al. 2023, arXiv 2305.11627)."""
+    return lambda layer: getattr(layer.gradients, f"{unit}_product").abs()
+
+
+def taylor_second(unit: str) -> Function:
+    """(units,) `|sum w g - 1/2 sum w^2 E[g^2]|`: the squared gradient stands for the Hessian's diagonal (LLM-Pruner, Ma
+    et al. 2023, arXiv 2305.11627)."""
+    return lambda layer: (
+        getattr(layer.gradients, f"{unit}_product") - getattr(layer.gradients, f"{unit}_square") / 2
+    ).abs()
+
+
+def gblm_heads(layer: Layer) -> torch.Tensor:
+    """(heads,) `sum |W| ||X||_2 + |W| |G|` over the columns of o, G the mean absolute gradient (GBLM-Pruner, Das et al.
+    2023, arXiv 2311.04902, summed over the unit)."""
+    size = _per_head(layer, _out(layer).abs().sum(0) * _rms(layer, "attention")).sum(1)
+    return size + layer.gradients.head_column_magnitude
+
+
+def gblm_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) as for heads, over the column of down."""
+    return _down(layer).abs().sum(0) * _rms(layer, "neuron") + layer.gradients.neuron_column_magnitude
+
+
+# Gram matrices
+
+
+def obs_heads(layer: Layer) -> torch.Tensor:
+    """(heads,) `tr(W_h [(G + lambda I)^-1]_hh^-1 W_h^T)`: the rise of the output projection's mean squared error when
+    head h goes and the other heads are fitted anew (optimal brain surgeon by blocks; ZipLM, Kurtic et al. 2023, arXiv
+    2302.04089)."""
+    inverse = _ridge_inverse(layer.grams.attention)
+    size = layer.parts.head_dim
+    columns = _out(layer).double().split(size, 1)  # (hidden, head_dim) each
+    blocks = [inverse[start : start + size, start : start + size] for start in range(0, len(inverse), size)]
+    errors = [(w.T * torch.linalg.solve(block, w.T)).sum() for w, block in zip(columns, blocks, strict=True)]
+    return torch.stack(errors).float()
+
+
+def obs_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) `||w_j||^2 / [(G + lambda I)^-1]_jj`: as for heads, in the down projection (SPA, Wang et al. 2024,
+    arXiv 2403.18955; ZipLM)."""
+    return (_down(layer).double().square().sum(0) / _ridge_inverse(layer.grams.mlp).diagonal()).float()
+
+
+_ACTIVATIONS_AND_GRADIENTS = frozenset({"activations", "gradients"})
 
 CRITERIA: dict[str, Criterion] = {
     "amp": Criterion(
         title="AMP",
+        says="What a head writes to the residual stream, and how strongly a neuron fires.",
         formula="head: mean ‖x_h W_h‖₁ · neuron: mean |a_j|",
         source="Mugnaini et al. 2025, arXiv 2504.21174",
         heads=amp_heads,
@@ -115,26 +281,244 @@ CRITERIA: dict[str, Criterion] = {
     ),
     "amp-projection": Criterion(
         title="AMP, neurons projected",
+        says="AMP's head score for neurons too: what each writes to the residual stream.",
         formula="head: mean ‖x_h W_h‖₁ · neuron: mean |a_j| · ‖w_j‖₁",
         source="AMP's head score applied to neurons",
         heads=amp_heads,
         neurons=projected_neurons,
     ),
+    "magnitude": Criterion(
+        title="Magnitude, L2",
+        says="How large the unit's weights are; looks at no text.",
+        formula="‖coupled weights‖₂",
+        source="Han et al. 2015, arXiv 1506.02626",
+        heads=magnitude_heads(2),
+        neurons=magnitude_neurons(2),
+        needs=frozenset(),
+    ),
+    "magnitude-l1": Criterion(
+        title="Magnitude, L1",
+        says="The sum of the unit's absolute weights; looks at no text.",
+        formula="‖coupled weights‖₁",
+        source="Zhu and Gupta 2017, arXiv 1710.01878",
+        heads=magnitude_heads(1),
+        neurons=magnitude_neurons(1),
+        needs=frozenset(),
+    ),
+    "wanda-sp": Criterion(
+        title="Wanda, structured",
+        says="Weights times the size of what they see.",
+        formula="Σ_j mean_i |W_ij| · ‖X_j‖₂",
+        source="Sun et al. 2023, arXiv 2306.11695; FLAP's repository",
+        heads=wanda_heads,
+        neurons=wanda_neurons,
+    ),
+    "flap": Criterion(
+        title="FLAP",
+        says="How much a unit's output fluctuates: what is constant, a bias can replace.",
+        formula="Var(X_j) · ‖W_:j‖₂², mean over a head's columns",
+        source="An et al. 2023, arXiv 2312.11983",
+        heads=flap_heads,
+        neurons=flap_neurons,
+    ),
+    "minitron": Criterion(
+        title="Minitron",
+        says="The size of the activation alone, its large prompts counting more.",
+        formula="L2 over prompts of: mean ‖x_h‖₂ · mean |a_j|",
+        source="Muralidharan et al. 2024, arXiv 2407.14679",
+        heads=minitron_heads,
+        neurons=minitron_neurons,
+    ),
+    "cfsp": Criterion(
+        title="CFSP",
+        says="Activations and all three of the MLP's weights, as shares of their sums.",
+        formula="neuron: (|w_j| ‖X_j‖ + |W_up,j| + |W_gate,j|) · ‖X_j‖",
+        source="Wang et al. 2024, arXiv 2409.13199",
+        heads=None,
+        neurons=cfsp_neurons,
+    ),
+    "taylor": Criterion(
+        title="Taylor, first order",
+        says="The loss's change to first order when the whole unit goes.",
+        formula="|Σ w g| over the coupled weights",
+        source="LLM-Pruner, Ma et al. 2023, arXiv 2305.11627",
+        heads=taylor("head"),
+        neurons=taylor("neuron"),
+        needs=frozenset({"gradients"}),
+    ),
+    "taylor-second": Criterion(
+        title="Taylor, second order",
+        says="First order and, from squared gradients, second.",
+        formula="|Σ w g − ½ Σ w² E[g²]|",
+        source="LLM-Pruner, Ma et al. 2023, arXiv 2305.11627",
+        heads=taylor_second("head"),
+        neurons=taylor_second("neuron"),
+        needs=frozenset({"gradients"}),
+    ),
+    "gblm-style": Criterion(
+        title="GBLM style",
+        says="Weights times what they see, and weights times their gradients.",
+        formula="Σ |W| ‖X‖₂ + |W| |G|",
+        source="Das et al. 2023, arXiv 2311.04902",
+        heads=gblm_heads,
+        neurons=gblm_neurons,
+        needs=_ACTIVATIONS_AND_GRADIENTS,
+    ),
+    "relevance": Criterion(
+        title="Relevance",
+        says="Gradient times activation: how much of the loss passes through the unit.",
+        formula="mean |x_h · ∂L/∂x_h| · mean |a_j ∂L/∂a_j|",
+        source="Yeom et al. 2019, arXiv 1912.08881",
+        heads=_of_gradients("relevance", "head"),
+        neurons=_of_gradients("relevance", "neuron"),
+        needs=frozenset({"gradients"}),
+    ),
+    "spectrum": Criterion(
+        title="Spectrum",
+        says="How far the MLP's singular values fall without the neuron; looks at no text.",
+        formula="neuron: Σ_i (s_i − √(s_i² − (u_i·w)²))",
+        source="PruneNet, Sengupta et al. 2025, arXiv 2501.15296",
+        heads=None,
+        neurons=spectrum_neurons,
+        needs=frozenset(),
+    ),
+    "obs": Criterion(
+        title="OBS",
+        says="The error that is left when the unit goes and the rest is fitted anew.",
+        formula="‖w_j‖² / [(G+λI)⁻¹]_jj; by blocks for heads",
+        source="ZipLM, Kurtic et al. 2023, arXiv 2302.04089; SPA, arXiv 2403.18955",
+        heads=obs_heads,
+        neurons=obs_neurons,
+        needs=frozenset({"grams"}),
+    ),
+    "random": Criterion(
+        title="Random",
+        says="By lot: what any criterion has to beat.",
+        formula="u ~ U(0, 1)",
+        source="control",
+        heads=lambda layer: _by_lot(layer, "heads", layer.heads),
+        neurons=lambda layer: _by_lot(layer, "neurons", _down(layer).shape[1]),
+        needs=frozenset(),
+    ),
+    "reversed": Criterion(
+        title="AMP reversed",
+        says="AMP's highest first: what ruins the model soonest.",
+        formula="head: −mean ‖x_h W_h‖₁ · neuron: −mean |a_j|",
+        source="control in AMP, arXiv 2504.21174",
+        heads=lambda layer: -amp_heads(layer),
+        neurons=lambda layer: -amp_neurons(layer),
+    ),
 }
 
+HEADS_BY_DEFAULT = "amp"
+"""The criterion for heads where the chosen one scores neurons alone."""
 
-def check(criterion: str) -> None:
-    """Raise `AmpExploreError` unless `score` would take this criterion."""
-    if criterion not in CRITERIA:
-        raise AmpExploreError(f"criterion {criterion!r} is not known; use one of {', '.join(CRITERIA)}")
+RIDGE = 1e-2
+"""Of the mean diagonal of a Gram matrix, what the `obs` scores add to it."""
 
 
-def score(loaded: LoadedModel, statistics: ActivationStatistics, criterion: str = "amp") -> Scores:
-    """Scores of every unit; no forward pass. Raises `AmpExploreError` for an unknown criterion."""
-    check(criterion)
-    chosen = CRITERIA[criterion]
-    layers = [layer_parts(layer, loaded.family) for layer in decoder_layers(loaded.model)]
-    return Scores(
-        heads=tuple(chosen.heads(statistics, parts, number).numpy() for number, parts in enumerate(layers)),
-        neurons=tuple(chosen.neurons(statistics, parts, number).numpy() for number, parts in enumerate(layers)),
-    )
+def check(criterion: str, heads: str | None = None) -> None:
+    """Raise `AmpExploreError` unless `score` would take these criteria."""
+    for name in filter(None, (criterion, heads)):
+        if name not in CRITERIA:
+            raise AmpExploreError(f"criterion {name!r} is not known; use one of {', '.join(CRITERIA)}")
+    if heads and CRITERIA[heads].heads is None:
+        raise AmpExploreError(f"criterion {heads!r} scores neurons alone; take another for heads, such as amp")
+
+
+def heads_by(criterion: str, heads: str | None = None) -> str:
+    """The criterion that scores heads when `criterion` scores neurons and `heads` was asked for."""
+    return heads or (criterion if CRITERIA[criterion].heads else HEADS_BY_DEFAULT)
+
+
+def needs(criterion: str, heads: str | None = None) -> frozenset[str]:
+    """Fields of `Evidence` that `score` will look at."""
+    return CRITERIA[criterion].needs | CRITERIA[heads_by(criterion, heads)].needs
+
+
+def unavailable(criterion: str, loaded: LoadedModel) -> str | None:
+    """Why a criterion cannot be used on this model; None where it can."""
+    if "gradients" in CRITERIA[criterion].needs and hasattr(loaded.model, "hf_device_map"):
+        return "it needs gradients, and those need the whole model on one device"
+    return None
+
+
+def score(loaded: LoadedModel, evidence: Evidence, criterion: str = "amp", heads: str | None = None) -> Scores:
+    """Scores of every unit; no forward pass.
+
+    `heads` is the criterion for heads where it is another one; of criteria that score neurons alone, amp's.
+
+    Raises:
+        AmpExploreError: an unknown criterion, or a score that is not a finite number.
+    """
+    check(criterion, heads)
+    by_head, by_neuron = CRITERIA[heads_by(criterion, heads)].heads, CRITERIA[criterion].neurons
+    with torch.inference_mode():
+        layers = list(_layers(loaded, evidence))
+        found = Scores(
+            heads=tuple(by_head(layer).float().cpu().numpy() for layer in layers),
+            neurons=tuple(by_neuron(layer).float().cpu().numpy() for layer in layers),
+        )
+    if not all(np.isfinite(layer).all() for layer in (*found.heads, *found.neurons)):
+        raise AmpExploreError(f"criterion {criterion!r} gives no finite score for some units; take float32 precision")
+    return found
+
+
+def _layers(loaded: LoadedModel, evidence: Evidence) -> Iterator[Layer]:
+    for number, layer in enumerate(decoder_layers(loaded.model)):
+        known = [field[number] if field else None for field in vars(evidence).values()]
+        yield Layer(number, layer_parts(layer, loaded.family), *known)
+
+
+def _numbers(projection) -> torch.Tensor:
+    """(out, in) weights, float32, on the CPU."""
+    return weight_of(projection).float().cpu()
+
+
+def _out(layer: Layer) -> torch.Tensor:
+    return _numbers(layer.parts.o)  # (hidden, heads * head_dim)
+
+
+def _down(layer: Layer) -> torch.Tensor:
+    return _numbers(layer.parts.down)  # (hidden, neurons)
+
+
+def _per_head(layer: Layer, columns: torch.Tensor) -> torch.Tensor:
+    """(heads * head_dim,) -> (heads, head_dim)."""
+    return columns.unflatten(0, (-1, layer.parts.head_dim))
+
+
+def _rms(layer: Layer, which: str) -> torch.Tensor:
+    """(units,) `||X_j||_2` over the root of the number of tokens, which is the same for all."""
+    mean, variance = (getattr(layer.activations, f"{which}_{moment}") for moment in ("mean", "variance"))
+    return (variance + mean.square()).sqrt()
+
+
+def _coupled_to_heads(layer: Layer) -> list[torch.Tensor]:
+    """Each projection's weights by query head, (heads, n): a KV head's count for every head of its group."""
+    parts, size = layer.parts, layer.parts.head_dim
+    rows = [_numbers(projection).unflatten(0, (-1, size)).flatten(1) for projection in (parts.q, parts.k, parts.v)]
+    columns = _out(layer).T.unflatten(0, (-1, size)).flatten(1)
+    return [units.repeat_interleave(len(columns) // len(units), 0) for units in (*rows, columns)]
+
+
+def _coupled_to_neurons(layer: Layer) -> list[torch.Tensor]:
+    """Each projection's weights by neuron, (neurons, n)."""
+    return [*(_numbers(up) for up in layer.parts.up), _down(layer).T]
+
+
+def _norm(layer: Layer, order: int, coupled: Callable[[Layer], list[torch.Tensor]]) -> torch.Tensor:
+    return sum(units.abs().pow(order).sum(1) for units in coupled(layer)).pow(1 / order)
+
+
+def _ridge_inverse(gram: torch.Tensor) -> torch.Tensor:
+    """(G + lambda I)^-1 in float64."""
+    gram = gram.double()
+    # A block that never sees anything has G = 0; any ridge will do there.
+    ridge = RIDGE * gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), dtype=gram.dtype)))
+
+
+def _by_lot(layer: Layer, unit: str, count: int) -> torch.Tensor:
+    lot = torch.Generator().manual_seed(2 * layer.number + (unit == "neurons"))
+    return torch.rand(count, generator=lot)

@@ -1,14 +1,17 @@
-"""One pass over the calibration windows: everything the criteria need to know about activations, as sums.
+"""One pass over the calibration windows: everything the forward-only criteria need to know about activations, as sums.
 
-Activations are reduced where they arise and never kept, so memory does not grow with the calibration text: a hook on
-each output projection sees its input x (B, T, heads * head_dim) and one on each down projection its input a (B, T,
-neurons).
+Activations are reduced where they arise and never kept, so memory does not grow with the calibration text: hooks see
+each output projection's input x (B, T, heads * head_dim), each down projection's input a (B, T, neurons), and what
+enters and leaves each layer. All criteria of `criteria.CRITERIA` that need no gradients are computed from these sums,
+so another criterion never costs another pass.
 
-Averages are taken as AMP does (arXiv 2504.21174): over the tokens of each prompt first, then over the prompts.
+Gram matrices (mean of x x^T) are collected in the same pass where asked for; `gram_bytes` says what they take. They
+come in two parts, of disjoint windows: what is fitted on the one is checked on the other.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,12 +19,17 @@ import torch
 from torch import nn
 
 from amp_explore.calibration import TokenWindows
-from amp_explore.models.families import decoder_layers, head_slices, layer_parts, share
+from amp_explore.errors import AmpExploreError
+from amp_explore.models.families import ModelShape, decoder_layers, head_slices, layer_parts, share
 from amp_explore.models.loading import LoadedModel
+from amp_explore.models.sharding import memory
 from amp_explore.progress import Progress, no_progress
 
-VERSION = 1
+VERSION = 2
 """Part of every cache key; goes up whenever the numbers below change."""
+
+HELD_OUT = 8
+"""Every so many windows, one is held out of the first part of the Gram matrices and makes the second."""
 
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 # Of one head's projected output (tokens, hidden), so much exists at a time: on a CPU, what stays in its cache.
@@ -29,50 +37,161 @@ _PRODUCT_BYTES = {"cpu": 2**21, "cuda": 2**26}
 
 
 @dataclass(frozen=True, eq=False)
-class ActivationStatistics:
-    """Averages over prompts of averages over their tokens, float32, one tensor per layer.
+class LayerStatistics:
+    """What one layer does on the calibration text, float32.
 
-    `head_projection[l]` (heads,): L1 norm of what head h writes to the residual stream, `|| x_h W_h ||_1`.
-    `neuron_magnitude[l]` (neurons,): `|a_j|`, the input of the down projection.
+    The first four are averages over prompts of averages over their tokens, as in AMP (arXiv 2504.21174) and Minitron
+    (arXiv 2407.14679); the others are over all tokens.
     """
 
-    head_projection: tuple[torch.Tensor, ...]
-    neuron_magnitude: tuple[torch.Tensor, ...]
+    head_projection: torch.Tensor
+    """(heads,) `|| x_h W_h ||_1`, what head h writes to the residual stream."""
+    head_norm: torch.Tensor
+    """(heads,) `|| x_h ||_2`; of the prompts' averages, the root of the mean square."""
+    neuron_magnitude: torch.Tensor
+    """(neurons,) `|a_j|`."""
+    neuron_norm: torch.Tensor
+    """(neurons,) `|a_j|`; of the prompts' averages, the root of the mean square."""
+    attention_mean: torch.Tensor
+    """(heads * head_dim,) of x."""
+    attention_variance: torch.Tensor
+    """(heads * head_dim,) of x."""
+    neuron_mean: torch.Tensor
+    """(neurons,) of a."""
+    neuron_variance: torch.Tensor
+    """(neurons,) of a."""
+    similarity: torch.Tensor
+    """() cosine between what enters and what leaves the layer."""
+    angle: torch.Tensor
+    """() the angle of that cosine, as a share of pi."""
+
+
+ActivationStatistics = tuple[LayerStatistics, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGrams:
+    """Gram matrices of one layer: means of x x^T over tokens, float32."""
+
+    attention: torch.Tensor
+    """(heads * head_dim, heads * head_dim), of the output projection's input."""
+    attention_held_out: torch.Tensor
+    mlp: torch.Tensor
+    """(neurons, neurons), of the down projection's input."""
+    mlp_held_out: torch.Tensor
+
+
+def gram_bytes(shape: ModelShape) -> int:
+    """Bytes that the Gram matrices of a model take, in memory and in the cache."""
+    widths = [width for layer in shape.layers for width in (layer.heads * layer.head_dim, layer.neurons)]
+    return sum(2 * 4 * width**2 for width in widths)
 
 
 def collect(loaded: LoadedModel, windows: TokenWindows, *, progress: Progress = no_progress) -> ActivationStatistics:
     """Run the dense model once over the windows. `progress` counts layers, of every batch, and may cancel before
     each."""
-    batches = list(_batches(windows, _on(_BATCH_TOKENS, loaded.device)))
-    sums = _Sums(loaded, len(batches), progress)
+    return _collect(loaded, windows, False, progress)[0]
+
+
+def collect_with_grams(
+    loaded: LoadedModel, windows: TokenWindows, *, progress: Progress = no_progress
+) -> tuple[ActivationStatistics, tuple[LayerGrams, ...]]:
+    """As `collect`, and the Gram matrices from the same pass.
+
+    Raises:
+        AmpExploreError: there is no memory for them, or fewer than two windows, so that none can be held out.
+    """
+    needed, (free, _) = gram_bytes(loaded.shape), memory(torch.device("cpu"))
+    if needed > free:
+        raise AmpExploreError(
+            f"the Gram matrices of this model take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
+            "take a criterion and a repair that need none"
+        )
+    if len(windows.ids) < 2:
+        raise AmpExploreError("one calibration window cannot be split into a part to fit and one to check; take more")
+    return _collect(loaded, windows, True, progress)
+
+
+def _collect(
+    loaded: LoadedModel, windows: TokenWindows, grams: bool, progress: Progress
+) -> tuple[ActivationStatistics, tuple[LayerGrams, ...]]:
+    tokens = _BATCH_TOKENS.get(loaded.device.type, _BATCH_TOKENS["cpu"])
+    fitted, held_out = split_windows(windows) if grams else (windows.ids, ())
+    batches = [(False, *batch) for batch in _batches(fitted, tokens)]
+    batches += [(True, *batch) for batch in _batches(held_out, tokens)]
+    sums = _Sums(loaded, len(batches), grams, progress)
     with torch.inference_mode():
-        for ids, attended in batches:
-            sums.add(ids.to(loaded.device), attended.to(loaded.device))
+        for held, ids, attended in batches:
+            sums.add(ids.to(loaded.device), attended.to(loaded.device), held)
     progress(sums.steps, sums.steps, "scoring")
-    return ActivationStatistics(
-        *(tuple((s / len(windows.ids)).float().cpu() for s in total) for total in (sums.heads, sums.neurons))
+    prompts, both = len(windows.ids), (sum(map(len, fitted)), sum(map(len, held_out)))
+    return (
+        tuple(_averages(layer, prompts, windows.tokens) for layer in sums.layers),
+        tuple(_gram_averages(layer, *both) for layer in sums.layers) if grams else (),
+    )
+
+
+def split_windows(windows: TokenWindows) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """(windows to fit on, windows held out); there is at least one of each, of two or more."""
+    every = min(HELD_OUT, len(windows.ids))
+    return (
+        tuple(window for number, window in enumerate(windows.ids) if number % every != every - 1),
+        tuple(windows.ids[every - 1 :: every]),
+    )
+
+
+def _averages(sums: dict[str, torch.Tensor], prompts: int, tokens: int) -> LayerStatistics:
+    """The layer's statistics from its sums over prompts and over tokens."""
+    mean = {name: sums[name] / tokens for name in ("attention_sum", "neuron_sum")}
+    variance = {
+        name: (sums[f"{name}_square"] / tokens - mean[f"{name}_sum"].square()).clamp(min=0)
+        for name in ("attention", "neuron")
+    }
+    fields = {
+        "head_projection": sums["head_projection"] / prompts,
+        "head_norm": (sums["head_norm"] / prompts).sqrt(),
+        "neuron_magnitude": sums["neuron_magnitude"] / prompts,
+        "neuron_norm": (sums["neuron_norm"] / prompts).sqrt(),
+        "attention_mean": mean["attention_sum"],
+        "attention_variance": variance["attention"],
+        "neuron_mean": mean["neuron_sum"],
+        "neuron_variance": variance["neuron"],
+        "similarity": sums["similarity"] / tokens,
+        "angle": sums["angle"] / tokens,
+    }
+    return LayerStatistics(**{name: value.float().cpu() for name, value in fields.items()})
+
+
+def _gram_averages(sums: dict[str, torch.Tensor], fitted: int, held_out: int) -> LayerGrams:
+    return LayerGrams(
+        *(
+            (sums.pop(f"{block}_gram_{held}") / tokens).cpu()
+            for block in ("attention", "mlp")
+            for held, tokens in ((False, fitted), (True, held_out))
+        )
     )
 
 
 class _Sums:
-    """Sums over prompts, in float64, and the hooks that add to them."""
+    """Sums of every layer, in float64 (the Gram matrices in float32), and the hooks that add to them."""
 
-    def __init__(self, loaded: LoadedModel, batches: int, progress: Progress) -> None:
+    def __init__(self, loaded: LoadedModel, batches: int, grams: bool, progress: Progress) -> None:
         self.model = share(loaded.model)  # hooked instead of the dense model, which others may be running
         layers = decoder_layers(self.model)
-        self.heads = [torch.zeros(layer.heads, dtype=torch.float64) for layer in loaded.shape.layers]
-        self.neurons = [torch.zeros(layer.neurons, dtype=torch.float64) for layer in loaded.shape.layers]
+        self.layers: list[dict[str, torch.Tensor]] = [defaultdict(lambda: torch.zeros(())) for _ in layers]
         self.attended, self.padded = torch.empty(0), False  # (B, T) bool, False on padding; whether there is any
+        self.grams, self.held_out = grams, False
         self.progress, self.done, self.steps = progress, 0, batches * len(layers)
         for number, layer in enumerate(layers):
             parts = layer_parts(layer, loaded.family)
             layer.register_forward_pre_hook(self._report)
-            parts.o.register_forward_pre_hook(self._heads_hook(number, parts.head_dim))
-            parts.down.register_forward_pre_hook(self._neurons_hook(number))
+            layer.register_forward_hook(self._layer_hook(self.layers[number]))
+            parts.o.register_forward_pre_hook(self._attention_hook(self.layers[number], parts.head_dim))
+            parts.down.register_forward_pre_hook(self._neurons_hook(self.layers[number]))
 
-    def add(self, ids: torch.Tensor, attended: torch.Tensor) -> None:
+    def add(self, ids: torch.Tensor, attended: torch.Tensor, held_out: bool) -> None:
         """Run a batch of prompts (B, T) through the decoder alone: the vocabulary projection is not needed."""
-        self.attended, self.padded = attended, not attended.all()
+        self.attended, self.padded, self.held_out = attended, not attended.all(), held_out
         # without padding no mask is given, which lets attention take its fast path
         self.model.model(ids, attention_mask=attended.long() if self.padded else None, use_cache=False)
 
@@ -80,30 +199,68 @@ class _Sums:
         self.progress(self.done, self.steps, "scoring")
         self.done += 1
 
-    def _heads_hook(self, number: int, head_dim: int):
+    def _layer_hook(self, sums: dict[str, torch.Tensor]):
+        def add(layer: nn.Module, inputs: tuple[torch.Tensor], output) -> None:
+            left = output[0] if isinstance(output, tuple) else output
+            cosine = torch.cosine_similarity(inputs[0], left.to(inputs[0].device), -1).float().clamp(-1, 1)  # (B, T)
+            cosine = cosine[self.attended.to(cosine.device)]
+            _add(sums, similarity=cosine.sum(), angle=cosine.arccos().sum() / torch.pi)
+
+        return add
+
+    def _attention_hook(self, sums: dict[str, torch.Tensor], head_dim: int):
         def add(linear: nn.Linear, inputs: tuple[torch.Tensor]) -> None:
             slices = head_slices(linear, head_dim)  # (heads, head_dim, hidden)
             x = inputs[0].flatten(0, 1)  # (B * T, heads * head_dim)
-            chunk = max(1, _on(_PRODUCT_BYTES, x.device) // (slices.shape[-1] * x.itemsize))
-            norms = [
+            chunk = max(1, _PRODUCT_BYTES.get(x.device.type, 2**21) // (slices.shape[-1] * x.itemsize))
+            projected = [
                 torch.cat([_l1(part @ weight, -1) for part in columns.split(chunk)])  # (B * T,)
                 for columns, weight in zip(x.split(head_dim, 1), slices, strict=True)
             ]
-            self._count(self.heads, number, torch.stack(norms, -1).unflatten(0, inputs[0].shape[:2]))
+            x = self._attended(inputs[0])  # (B, T, heads * head_dim)
+            projected = self._attended(torch.stack(projected, -1).unflatten(0, x.shape[:2]))  # (B, T, heads)
+            norms = torch.linalg.vector_norm(x.unflatten(-1, (-1, head_dim)), dim=-1)  # (B, T, heads)
+            _add(sums, head_projection=self._per_prompt(projected.sum(1)).sum(0))
+            _add(sums, head_norm=self._per_prompt(norms.sum(1)).square().sum(0))
+            self._moments(sums, "attention", x)
+            self._gram(sums, "attention", x)
 
         return add
 
-    def _neurons_hook(self, number: int):
+    def _neurons_hook(self, sums: dict[str, torch.Tensor]):
         def add(linear: nn.Linear, inputs: tuple[torch.Tensor]) -> None:
-            self._count(self.neurons, number, inputs[0])
+            a = self._attended(inputs[0])  # (B, T, neurons)
+            magnitude = self._per_prompt(_l1(a, 1))  # (B, neurons)
+            _add(sums, neuron_magnitude=magnitude.sum(0), neuron_norm=magnitude.square().sum(0))
+            self._moments(sums, "neuron", a)
+            self._gram(sums, "mlp", a)
 
         return add
 
-    def _count(self, total: list[torch.Tensor], number: int, values: torch.Tensor) -> None:
-        """Add each prompt's mean of |values| (B, T, units) over its tokens."""
-        attended = self.attended.to(values.device)[..., None]  # (B, T, 1)
-        norms = _l1(values.where(attended, 0) if self.padded else values, 1)  # (B, units)
-        total[number] = total[number].to(values.device) + (norms / attended.sum(1)).double().sum(0)
+    def _attended(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, T, units), zero on padding."""
+        return values.where(self.attended.to(values.device)[..., None], 0) if self.padded else values
+
+    def _per_prompt(self, totals: torch.Tensor) -> torch.Tensor:
+        """Sums over tokens (B, units) -> means over each prompt's tokens, float64."""
+        return totals.double() / self.attended.to(totals.device).sum(1)[:, None]
+
+    def _moments(self, sums: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
+        flat = values.flatten(0, 1).float()  # (B * T, units)
+        _add(sums, **{f"{name}_sum": flat.sum(0), f"{name}_square": torch.linalg.vector_norm(flat, dim=0).square()})
+
+    def _gram(self, sums: dict[str, torch.Tensor], block: str, values: torch.Tensor) -> None:
+        if not self.grams:
+            return
+        flat, name = values.flatten(0, 1).float(), f"{block}_gram_{self.held_out}"
+        if name not in sums:
+            sums[name] = flat.new_zeros(flat.shape[1], flat.shape[1])
+        sums[name].addmm_(flat.T, flat)
+
+
+def _add(sums: dict[str, torch.Tensor], **values: torch.Tensor) -> None:
+    for name, value in values.items():
+        sums[name] = sums[name].to(value.device) + value.double()
 
 
 def _l1(values: torch.Tensor, dim: int) -> torch.Tensor:
@@ -113,13 +270,9 @@ def _l1(values: torch.Tensor, dim: int) -> torch.Tensor:
     return values.abs().sum(dim, dtype=torch.float32)
 
 
-def _on(sizes: dict[str, int], device: torch.device) -> int:
-    return sizes.get(device.type, sizes["cpu"])
-
-
-def _batches(windows: TokenWindows, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(windows: tuple[torch.Tensor, ...], tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Sequences of similar length together, padded on the right: (B, T) ids, (B, T) bool."""
-    ordered = sorted(windows.ids, key=len, reverse=True)
+    ordered = sorted(windows, key=len, reverse=True)
     while ordered:
         size = max(1, tokens // len(ordered[0]))
         batch, ordered = ordered[:size], ordered[size:]

@@ -18,8 +18,9 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock
@@ -28,11 +29,12 @@ from safetensors.torch import load, save
 from amp_explore.errors import PlanError
 from amp_explore.models.families import ModelShape
 from amp_explore.plan import PruningPlan
-from amp_explore.statistics import ActivationStatistics
+from amp_explore.statistics import LayerStatistics
 
 log = logging.getLogger(__name__)
 
 Key = dict[str, Any]
+Layer = TypeVar("Layer")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurements (
@@ -55,15 +57,20 @@ class Store:
 
     # Statistics
 
-    def statistics(self, key: Key, compute: Callable[[], ActivationStatistics]) -> ActivationStatistics:
-        """The statistics under this key, computed if they are not there or damaged."""
-        if (found := self.find_statistics(key)) is not None:
+    def statistics(
+        self, key: Key, compute: Callable[[], tuple[Layer, ...]], kind: type[Layer] = LayerStatistics
+    ) -> tuple[Layer, ...]:
+        """The statistics under this key, computed if they are not there or damaged.
+
+        `kind` is a dataclass of tensors, one of which stands for each layer.
+        """
+        if (found := self.find_statistics(key, kind)) is not None:
             return found
         fresh = compute()
-        self._write_statistics(key, fresh)
+        self.put_statistics(key, fresh)
         return fresh
 
-    def find_statistics(self, key: Key) -> ActivationStatistics | None:
+    def find_statistics(self, key: Key, kind: type[Layer] = LayerStatistics) -> tuple[Layer, ...] | None:
         """The statistics under this key, or None."""
         pointer = self._statistics / f"{key_digest(key)}.json"
         try:
@@ -71,22 +78,24 @@ class Store:
             data = (self._statistics / f"{document['sha256']}.safetensors").read_bytes()
             if document["key"] != key or hashlib.sha256(data).hexdigest() != document["sha256"]:
                 raise ValueError("content does not match its name")
-            tensors = load(data)
-            count = len(tensors) // 2
-            return ActivationStatistics(
-                tuple(tensors[f"head_projection.{i}"] for i in range(count)),
-                tuple(tensors[f"neuron_magnitude.{i}"] for i in range(count)),
-            )
+            tensors, names = load(data), [field.name for field in fields(kind)]
+            layers = range(len(tensors) // len(names))
+            return tuple(kind(**{name: tensors[f"{name}.{number}"] for name in names}) for number in layers)
         except FileNotFoundError:
             return None
         except Exception as error:  # whatever is wrong with it, the remedy is the same
             log.warning("cached statistics %s are damaged (%s); computing them again", pointer.name, error)
             return None
 
-    def _write_statistics(self, key: Key, statistics: ActivationStatistics) -> None:
+    def has_statistics(self, key: Key) -> bool:
+        """Whether something stands under this key; it may still turn out to be damaged."""
+        return (self._statistics / f"{key_digest(key)}.json").exists()
+
+    def put_statistics(self, key: Key, layers: tuple) -> None:
+        """Keep the statistics of all layers under a key."""
         tensors: dict[str, torch.Tensor] = {}
-        for name, layers in vars(statistics).items():
-            tensors |= {f"{name}.{number}": layer.contiguous() for number, layer in enumerate(layers)}
+        for number, layer in enumerate(layers):
+            tensors |= {f"{name}.{number}": value.contiguous() for name, value in vars(layer).items()}
         data = save(tensors)
         digest = hashlib.sha256(data).hexdigest()
         write_atomically(self._statistics / f"{digest}.safetensors", data)

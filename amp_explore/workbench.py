@@ -10,7 +10,7 @@ import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from amp_explore import assets, commonsense, criteria, speed, statistics
+from amp_explore import assets, commonsense, criteria, gradients, speed, statistics
 from amp_explore.boundaries import Boundaries
 from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
 from amp_explore.errors import AmpExploreError, TooLarge
@@ -75,28 +75,59 @@ class Workbench:
         self._machines: dict[tuple, Machine] = {}
         self._lock = threading.Lock()
 
-    def statistics(
-        self, loaded: LoadedModel, windows: TokenWindows, *, progress: Progress = no_progress
-    ) -> statistics.ActivationStatistics:
-        """Activation statistics of the dense model, collected at most once."""
-        compute = lambda: statistics.collect(loaded, windows, progress=progress)  # noqa: E731
-        return self.store.statistics(_statistics_key(loaded, windows), compute)
+    def evidence(
+        self,
+        loaded: LoadedModel,
+        windows: TokenWindows,
+        needs: Collection[str] = ("activations",),
+        *,
+        progress: Progress = no_progress,
+    ) -> criteria.Evidence:
+        """What criteria need to know of the dense model, `needs` being fields of `Evidence`; collected at most once."""
+        if "grams" in needs and not self._has("grams", loaded, windows):
+            self._collect_grams(loaded, windows, progress)
+        found: dict[str, Any] = {"grams": _KeptGrams(self, loaded, windows)} if "grams" in needs else {}
+        for kind, collect in (("activations", statistics.collect), ("gradients", gradients.collect)):
+            if kind in needs:
+                found[kind] = self.store.statistics(
+                    _evidence_key(kind, loaded, windows),
+                    lambda collect=collect: collect(loaded, windows, progress=progress),
+                    _KINDS[kind],
+                )
+        return criteria.Evidence(**found)
 
-    def has_statistics(self, loaded: LoadedModel, windows: TokenWindows) -> bool:
-        """Whether `statistics` will answer at once."""
-        return self.store.find_statistics(_statistics_key(loaded, windows)) is not None
+    def has_evidence(
+        self, loaded: LoadedModel, windows: TokenWindows, needs: Collection[str] = ("activations",)
+    ) -> bool:
+        """Whether `evidence` will answer at once."""
+        return all(self._has(kind, loaded, windows) for kind in needs)
+
+    def _has(self, kind: str, loaded: LoadedModel, windows: TokenWindows) -> bool:
+        if kind == "grams":  # large: they are read when they are used
+            layers = range(len(loaded.shape.layers))
+            return all(self.store.has_statistics(_evidence_key(kind, loaded, windows, layer)) for layer in layers)
+        return self.store.find_statistics(_evidence_key(kind, loaded, windows), _KINDS[kind]) is not None
+
+    def _collect_grams(self, loaded: LoadedModel, windows: TokenWindows, progress: Progress) -> None:
+        """Keep the activation statistics, and the Gram matrices layer by layer: together they may be gigabytes."""
+        layers, grams = statistics.collect_with_grams(loaded, windows, progress=progress)
+        self.store.put_statistics(_evidence_key("activations", loaded, windows), layers)
+        for number, layer in enumerate(grams):
+            self.store.put_statistics(_evidence_key("grams", loaded, windows, number), (layer,))
 
     def scores(
         self,
         loaded: LoadedModel,
         windows: TokenWindows,
         criterion: str = "amp",
+        heads: str | None = None,
         *,
         progress: Progress = no_progress,
     ) -> criteria.Scores:
-        """Scores of every unit by a criterion."""
-        criteria.check(criterion)  # before the work
-        return criteria.score(loaded, self.statistics(loaded, windows, progress=progress), criterion)
+        """Scores of every unit by a criterion, heads by another one where `heads` names it."""
+        criteria.check(criterion, heads)  # before the work
+        evidence = self.evidence(loaded, windows, criteria.needs(criterion, heads), progress=progress)
+        return criteria.score(loaded, evidence, criterion, heads)
 
     def sliced(self, loaded: LoadedModel, plan: PruningPlan) -> PreTrainedModel:
         """The model sliced by the plan (the dense one itself for the empty plan).
@@ -209,6 +240,24 @@ class Workbench:
         return self._machines[key]
 
 
+class _KeptGrams(Sequence):
+    """The Gram matrices of all layers, each read from the cache when it is looked at."""
+
+    def __init__(self, bench: Workbench, loaded: LoadedModel, windows: TokenWindows) -> None:
+        self._bench, self._loaded, self._windows = bench, loaded, windows
+
+    def __len__(self) -> int:
+        return len(self._loaded.shape.layers)
+
+    def __getitem__(self, layer: int) -> statistics.LayerGrams:
+        key = _evidence_key("grams", self._loaded, self._windows, range(len(self))[layer])
+        find = lambda: self._bench.store.find_statistics(key, statistics.LayerGrams)  # noqa: E731
+        if (found := find()) is None:  # damaged, or deleted meanwhile
+            self._bench._collect_grams(self._loaded, self._windows, no_progress)
+            found = find()
+        return found[0]
+
+
 def prepare_demo(progress: Progress = no_progress) -> None:
     """Fetch the demo model and compute what the dashboard's first screens show.
 
@@ -217,7 +266,7 @@ def prepare_demo(progress: Progress = no_progress) -> None:
     assets.fetch(progress=progress)
     bench = Workbench()
     loaded = bench.pool.get("demo", progress=progress)
-    bench.statistics(loaded, calibration_windows(loaded.tokenizer), progress=progress)
+    bench.evidence(loaded, calibration_windows(loaded.tokenizer), progress=progress)
     live = evaluation_windows(loaded.tokenizer, windows=LIVE_WINDOWS)
     bench.perplexity(loaded, PruningPlan.empty(loaded.shape), live, progress=progress)
 
@@ -242,10 +291,15 @@ def task_setup(loaded: LoadedModel, task: str, limit: int | None, data: Data) ->
     return {"task": task, "limit": limit, "data": data, **harness, **_numerics(loaded)}
 
 
-def _statistics_key(loaded: LoadedModel, windows: TokenWindows) -> Key:
+_KINDS = {"activations": statistics.LayerStatistics, "gradients": gradients.LayerGradients}
+_VERSIONS = {"activations": statistics.VERSION, "grams": statistics.VERSION, "gradients": gradients.VERSION}
+
+
+def _evidence_key(kind: str, loaded: LoadedModel, windows: TokenWindows, layer: int | None = None) -> Key:
     return {
-        "kind": "statistics",
-        "version": statistics.VERSION,
+        "kind": kind,
+        "layer": layer,
+        "version": _VERSIONS[kind],
         "model": loaded.shape.fingerprint,
         "windows": windows.digest,
         **_numerics(loaded),

@@ -21,15 +21,15 @@ import torch
 from amp_explore.calibration import TokenWindows
 from amp_explore.models.families import decoder_layers, head_slices, layer_parts
 from amp_explore.models.loading import Dtype, LoadedModel, load
-from amp_explore.statistics import ActivationStatistics, collect
+from amp_explore.statistics import collect
 
 TOLERANCE = 1e-3
 """How far a score of the two ways may differ, relative to it; ours multiplies in the model's precision."""
 
 
 @torch.inference_mode()
-def straightforward(loaded: LoadedModel, windows: TokenWindows) -> ActivationStatistics:
-    """The same statistics, with nothing saved."""
+def straightforward(loaded: LoadedModel, windows: TokenWindows) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """AMP's scores of heads and of neurons, layer by layer, with nothing saved."""
     layers = [layer_parts(layer, loaded.family) for layer in decoder_layers(loaded.model)]
     heads = [torch.zeros(layer.heads, device=loaded.device) for layer in loaded.shape.layers]
     neurons = [torch.zeros(layer.neurons, device=loaded.device) for layer in loaded.shape.layers]
@@ -52,10 +52,12 @@ def straightforward(loaded: LoadedModel, windows: TokenWindows) -> ActivationSta
             loaded.model(ids[None].to(loaded.device), use_cache=False)
         for hook in hooks:
             hook.remove()
-    return ActivationStatistics(
-        tuple((total / len(windows.ids)).cpu() for total in heads),
-        tuple((total / len(windows.ids)).cpu() for total in neurons),
-    )
+    return [tuple((total / len(windows.ids)).cpu() for total in layer) for layer in zip(heads, neurons, strict=True)]
+
+
+def ours(loaded: LoadedModel, windows: TokenWindows) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The same from `statistics.collect`, which takes the sums for all forward-only criteria along the way."""
+    return [(layer.head_projection, layer.neuron_magnitude) for layer in collect(loaded, windows)]
 
 
 def run(
@@ -82,7 +84,7 @@ def run(
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(loaded.model.config.vocab_size, (prompts, tokens), generator=generator)
     windows = TokenWindows(tuple(ids), "random tokens", False)
-    ways: dict[str, Callable] = {"straightforward": straightforward, "ours": collect}
+    ways: dict[str, Callable] = {"straightforward": straightforward, "ours": ours}
     results = {name: way(loaded, windows) for name, way in ways.items()}
     difference = _difference(*results.values())
     if difference > TOLERANCE:
@@ -133,8 +135,8 @@ def _measure(way: Callable[[], object], device: torch.device) -> tuple[float, in
     return time.perf_counter() - start, torch.cuda.max_memory_allocated(device) - before
 
 
-def _difference(one: ActivationStatistics, other: ActivationStatistics) -> float:
-    pairs = zip(one.head_projection + one.neuron_magnitude, other.head_projection + other.neuron_magnitude, strict=True)
+def _difference(one: list, other: list) -> float:
+    pairs = [pair for layers in zip(one, other, strict=True) for pair in zip(*layers, strict=True)]
     return max(((a - b).abs() / a.abs().clamp_min(1e-12)).max().item() for a, b in pairs)
 
 

@@ -3,7 +3,6 @@
 import pandas as pd
 import streamlit as st
 
-from amp_explore.criteria import CRITERIA
 from amp_explore.models.sharding import devices
 from amp_explore.ui.charts import heads_heatmap, histogram, image_options, layer_distribution, neurons_heatmap
 from amp_explore.ui.session import windows_of
@@ -11,9 +10,8 @@ from amp_explore.ui.shell import open_page, scores_or_wait, scoring_options
 
 state = open_page("Importance")
 shape = state.loaded.shape
-calibration, criterion = scoring_options(st.container())
-st.caption(f"{CRITERIA[criterion].formula} · {CRITERIA[criterion].source} · higher matters more")
-scores = scores_or_wait(state, calibration, criterion)
+scoring = scoring_options(st.container(), state.loaded)
+scores = scores_or_wait(state, scoring)
 if scores is None:
     st.stop()
 
@@ -108,7 +106,7 @@ with neurons_view:
     st.caption(f"median {pd.Series(neurons).median():.4g} · lowest {neurons.min():.4g} · highest {neurons.max():.4g}")
 
 st.subheader("Download")
-windows = windows_of(state.loaded, calibration)
+windows = windows_of(state.loaded, scoring.calibration)
 st.caption(
     f"Scored on {windows.data}: {len(windows.ids)} windows, {windows.tokens:,} tokens; "
     f"{state.loaded.dtype} on {devices(state.loaded.model)}."
@@ -118,12 +116,12 @@ table = pd.concat(
     for unit, layers in (("head", scores.heads), ("neuron", scores.neurons))
     for number, values in enumerate(layers)
 )
-metadata = {"criterion": criterion, **state.loaded.describe(), **windows.describe()}
+metadata = {**scoring.made_by(), **state.loaded.describe(), **windows.describe()}
 csv, tensors, _ = st.columns([1, 1, 3])
 csv.download_button(
     "CSV",
     table.to_csv(index=False),
-    f"{criterion}.csv",
+    f"{scoring.criterion}.csv",
     "text/csv",
     icon=":material/download:",
     width="stretch",
@@ -131,7 +129,7 @@ csv.download_button(
 tensors.download_button(
     "safetensors",
     scores.to_safetensors(**{name: str(value) for name, value in metadata.items()}),
-    f"{criterion}.safetensors",
+    f"{scoring.criterion}.safetensors",
     icon=":material/download:",
     width="stretch",
 )

@@ -3,7 +3,6 @@
 import streamlit as st
 
 from amp_explore.allocation import allocate, allocate_by_unit, random_like, rank, ratio_of_layers
-from amp_explore.criteria import CRITERIA
 from amp_explore.errors import AmpExploreError
 from amp_explore.ui import editors
 from amp_explore.ui.live import live_panel
@@ -13,8 +12,7 @@ state = open_page("Prune")
 shape = state.loaded.shape
 MOST = int(1000 * shape.prunable_parameters / shape.parameters) / 10  # percent of all parameters that can go
 with st.expander("Criterion, calibration and widths", icon=":material/tune:"):
-    calibration, criterion = scoring_options(st.container())
-    st.caption(f"{CRITERIA[criterion].formula} · {CRITERIA[criterion].source}")
+    scoring = scoring_options(st.container(), state.loaded)
     st.segmented_control(
         "Neurons stay in multiples of",
         [1, 8, 16, 64, 128],
@@ -24,7 +22,7 @@ with st.expander("Criterion, calibration and widths", icon=":material/tune:"):
         help="A GPU multiplies odd widths up to four times slower. Counts for plans by parameters or layers.",
         persist_state="session",
     )
-scores = scores_or_wait(state, calibration, criterion)
+scores = scores_or_wait(state, scoring)
 if scores is None:
     st.stop()
 
@@ -42,14 +40,14 @@ def plan_by_ratio(ratio: float, order: str, seed: int = 0) -> None:
     except AmpExploreError as error:
         state.notice(error)
         return
-    made_by = {"criterion": criterion, "allocation": "uniform", "order": order, "ratio": ratio, "seed": seed}
+    made_by = {**scoring.made_by(), "allocation": "uniform", "order": order, "ratio": ratio, "seed": seed}
     state.edit(plan.described(**made_by, multiple_of=st.session_state.multiple))
 
 
 def plan_by_units(heads: float, neurons: float, order: str) -> None:
     """The same share of heads, and of neurons, from every layer that is not locked."""
     plan = allocate_by_unit(rank(shape, scores, order), heads, neurons)
-    state.edit(plan.described(criterion=criterion, order=order, heads_ratio=heads, neurons_ratio=neurons))
+    state.edit(plan.described(**scoring.made_by(), order=order, heads_ratio=heads, neurons_ratio=neurons))
 
 
 def master_moved() -> None:

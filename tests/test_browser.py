@@ -19,7 +19,7 @@ from tiny import HEADS, LAYERS, NEURONS, random_plan
 
 from amp_explore import assets
 from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
-from amp_explore.criteria import score
+from amp_explore.criteria import Evidence, score
 from amp_explore.generation import side_by_side
 from amp_explore.models.loading import LoadedModel, load
 from amp_explore.perplexity import perplexity
@@ -418,7 +418,7 @@ def test_the_downloaded_scores_are_the_engines(page, visit, tiny_model, small_ca
     table = pd.read_csv(file)
     monkeypatch.setenv("AMP_EXPLORE_CACHE", str(small_cache))
     loaded = load(str(tiny_model))
-    expected = score(loaded, collect(loaded, calibration_windows(loaded.tokenizer)), "amp")
+    expected = score(loaded, Evidence(collect(loaded, calibration_windows(loaded.tokenizer))), "amp")
     for unit, layers in (("head", expected.heads), ("neuron", expected.neurons)):
         for number, values in enumerate(layers):
             rows = table[(table.unit == unit) & (table.layer == number)]

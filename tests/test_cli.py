@@ -20,7 +20,7 @@ from tiny import HEADS, LAYERS, NEURONS, tiny
 
 from amp_explore import cli
 from amp_explore.calibration import TokenWindows
-from amp_explore.criteria import score
+from amp_explore.criteria import Evidence, score
 from amp_explore.perplexity import perplexity
 from amp_explore.plan import PruningPlan
 from amp_explore.slicing import mask
@@ -109,7 +109,7 @@ def test_score_writes_heads_and_neurons_of_every_layer(good, criterion):
         "neurons": ((LAYERS, NEURONS), torch.float32),
     }
     loaded = tiny("llama")
-    expected = score(loaded, collect(loaded, windows(4)), criterion)
+    expected = score(loaded, Evidence(collect(loaded, windows(4))), criterion)
     np.testing.assert_allclose(tensors["heads"], np.stack(expected.heads), rtol=1e-6)
     np.testing.assert_allclose(tensors["neurons"], np.stack(expected.neurons), rtol=1e-6)
 

@@ -1,18 +1,18 @@
-"""Scores against a plain second implementation: one prompt at a time, every product written out in full."""
+"""The sums do not depend on how they are taken; scores as a file. Their values: test_criteria.py."""
 
 import numpy as np
 import pytest
 import torch
 from made_up import layer_shape, model_shape
 from safetensors.torch import save_file
-from tiny import FAMILIES, LAYERS, tiny, tokens
+from tiny import LAYERS, tiny, tokens
 
 from amp_explore import statistics
 from amp_explore.calibration import TokenWindows
-from amp_explore.criteria import CRITERIA, Scores, score
+from amp_explore.criteria import Scores
 from amp_explore.errors import AmpExploreError
 from amp_explore.progress import Cancelled
-from amp_explore.statistics import collect
+from amp_explore.statistics import collect, collect_with_grams, split_windows
 from benchmarks import scoring
 
 LENGTHS = (3, 17, 9, 17, 1, 30)
@@ -22,79 +22,68 @@ def prompts(*lengths: int) -> TokenWindows:
     return TokenWindows(tuple(tokens(1, length, seed)[0] for seed, length in enumerate(lengths)), "made up", False)
 
 
-def inputs_of(loaded, ids, names):
-    """{module name: its input (T, width)} for the modules whose name ends like that, on one prompt."""
-    seen, handles = {}, []
-    for name, module in loaded.model.named_modules():
-        if name.endswith(names):
-            keep = lambda _, inputs, name=name: seen.__setitem__(name, inputs[0][0].double())  # noqa: E731
-            handles.append(module.register_forward_pre_hook(keep))
-    with torch.inference_mode():
-        loaded.model(ids[None], use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
-def plain_scores(loaded, windows, criterion):
-    """Two lists over prompts of (layers, units): mean over the prompt's tokens."""
-    heads_of_prompts, neurons_of_prompts = [], []
-    for ids in windows.ids:
-        heads, neurons = [], []
-        for name, x in inputs_of(loaded, ids, ("self_attn.o_proj", "self_attn.dense")).items():
-            weight = loaded.model.get_submodule(name).weight.double()  # (hidden, heads * head_dim)
-            per_head = (len(weight), loaded.shape.layers[0].heads, -1)
-            products = torch.einsum("thd,ohd->tho", x.view(len(x), *per_head[1:]), weight.view(per_head))
-            heads.append(products.abs().sum(2).mean(0))  # products: (T, heads, hidden)
-        for name, a in inputs_of(loaded, ids, ("mlp.down_proj", "mlp.fc2")).items():
-            weight = loaded.model.get_submodule(name).weight.double()  # (hidden, neurons)
-            if criterion == "amp":
-                neurons.append(a.abs().mean(0))
-            else:
-                neurons.append((a[:, :, None] * weight.T[None]).abs().sum(2).mean(0))  # (T, neurons, hidden)
-        heads_of_prompts.append(torch.stack(heads))
-        neurons_of_prompts.append(torch.stack(neurons))
-    return heads_of_prompts, neurons_of_prompts
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("criterion", CRITERIA)
-def test_scores_are_means_over_prompts_of_means_over_tokens(family, criterion):
-    loaded, windows = tiny(family), prompts(*LENGTHS)
-    scores = score(loaded, collect(loaded, windows), criterion)
-    for got, of_prompts in zip((scores.heads, scores.neurons), plain_scores(loaded, windows, criterion), strict=True):
-        expected = torch.stack(of_prompts).mean(0)
-        np.testing.assert_allclose(np.stack(got), expected, rtol=2e-5)
-        over_all_tokens = np.average(torch.stack(of_prompts), axis=0, weights=LENGTHS)
-        assert not np.allclose(np.stack(got), over_all_tokens, rtol=1e-3), "the prompts do not tell the two means apart"
-
-
 def test_statistics_do_not_depend_on_how_prompts_are_batched():
     loaded, windows = tiny("llama"), prompts(*[250] * 9, 40, 7)
     layers_run = []
     together = collect(loaded, windows, progress=lambda done, *_: layers_run.append(done))
     assert layers_run[-1] > LAYERS, "one batch took all: this compares nothing"
     alone = [collect(loaded, TokenWindows((ids,), "one", False)) for ids in windows.ids]
-    for name in ("head_projection", "neuron_magnitude"):
-        for layer, got in enumerate(getattr(together, name)):
-            expected = torch.stack([getattr(one, name)[layer] for one in alone]).mean(0)
-            torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+    lengths = torch.tensor([float(len(ids)) for ids in windows.ids])
+    weights = {"head_projection": torch.ones(11), "neuron_magnitude": torch.ones(11), "neuron_mean": lengths}
+    weights |= {"attention_mean": lengths, "angle": lengths, "similarity": lengths}
+    for name, weight in weights.items():
+        for layer, got in enumerate(together):
+            each = torch.stack([getattr(one[layer], name) for one in alone])
+            expected = torch.tensordot(weight / weight.sum(), each, 1)
+            torch.testing.assert_close(getattr(got, name), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_gram_matrices_are_those_of_the_windows_they_say():
+    loaded, windows = tiny("qwen2"), prompts(*LENGTHS, *LENGTHS)
+    layers, grams = collect_with_grams(loaded, windows)
+    fitted, held_out = split_windows(windows)
+    assert len(fitted) == 11 and torch.equal(held_out[0], windows.ids[7])
+    only = {
+        name: collect(loaded, TokenWindows(ids, "part", False))
+        for name, ids in (("attention", fitted), ("attention_held_out", held_out))
+    }
+    for number, gram in enumerate(grams):
+        for name, part in only.items():
+            squares = part[number].attention_variance + part[number].attention_mean.square()
+            torch.testing.assert_close(getattr(gram, name).diagonal(), squares, rtol=1e-4, atol=1e-6)
+            assert torch.equal(getattr(gram, name), getattr(gram, name).T)
+        x = torch.linalg.eigvalsh(gram.mlp.double())
+        assert x.min() > -1e-6 * x.max()
+    for name in vars(layers[0]):
+        for got, expected in zip(layers, collect(loaded, windows), strict=True):
+            torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=1e-4, atol=1e-6)
+
+
+def test_one_window_cannot_be_held_out_and_fitted():
+    with pytest.raises(AmpExploreError, match="take more"):
+        collect_with_grams(tiny("llama"), prompts(9))
+
+
+def test_gram_matrices_that_do_not_fit_are_refused_before_the_pass(monkeypatch):
+    monkeypatch.setattr(statistics, "memory", lambda device: (1000, 1000))
+    with pytest.raises(AmpExploreError, match="GiB are free"):
+        collect_with_grams(tiny("llama"), prompts(9, 9))
 
 
 def test_statistics_do_not_depend_on_how_products_are_chunked(monkeypatch):
     loaded, windows = tiny("qwen3"), prompts(30, 30, 11)
     whole = collect(loaded, windows)
     monkeypatch.setattr(statistics, "_PRODUCT_BYTES", {"cpu": 7 * loaded.shape.layers[0].hidden * 4})  # 7 tokens
-    for got, expected in zip(collect(loaded, windows).head_projection, whole.head_projection, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+    for got, expected in zip(collect(loaded, windows), whole, strict=True):
+        torch.testing.assert_close(got.head_projection, expected.head_projection, rtol=1e-6, atol=0)
 
 
 def test_statistics_in_bfloat16_are_close_to_the_exact_ones():
     exact, rough = (collect(tiny("llama", dtype), prompts(*LENGTHS)) for dtype in ("float32", "bfloat16"))
-    for name in ("head_projection", "neuron_magnitude"):
-        for got, expected in zip(getattr(rough, name), getattr(exact, name), strict=True):
+    for name in vars(exact[0]):
+        for got, expected in ((getattr(a, name), getattr(b, name)) for a, b in zip(rough, exact, strict=True)):
             assert got.dtype == torch.float32
-            torch.testing.assert_close(got, expected, rtol=0.05, atol=0.02 * expected.max().item())
+            torch.testing.assert_close(got, expected, rtol=0.05, atol=0.02 * expected.abs().max().item())
 
 
 def hooks_of(model) -> int:
@@ -124,12 +113,6 @@ def test_cancel_passes_and_leaves_no_hook_behind(at):
         collect(loaded, prompts(*[250] * 9), progress=cancel)
     assert len(calls) == at
     assert hooks_of(loaded.model) == 0
-
-
-def test_unknown_criterion_is_refused_with_the_known_ones():
-    loaded = tiny("llama")
-    with pytest.raises(AmpExploreError, match="'magic' is not known; use one of amp, amp-projection"):
-        score(loaded, collect(loaded, prompts(5)), "magic")
 
 
 # Scores as a file

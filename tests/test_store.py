@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from amp_explore.errors import PlanError
 from amp_explore.models.families import decoder_layers
 from amp_explore.models.loading import from_model
 from amp_explore.plan import PruningPlan
-from amp_explore.statistics import ActivationStatistics, collect
+from amp_explore.statistics import LayerStatistics, collect
 from amp_explore.store import Store, key_digest, write_atomically
 from amp_explore.workbench import Workbench
 
@@ -32,17 +33,17 @@ ROOT = Path(__file__).resolve().parent.parent
 KEY = {"kind": "statistics", "model": "abc", "windows": [1, 2], "dtype": "float32"}
 
 
-def made_up(seed: int, size: int = 3) -> ActivationStatistics:
+def made_up(seed: int, size: int = 3) -> tuple[LayerStatistics, ...]:
     lot = torch.Generator().manual_seed(seed)
-    heads, neurons = (tuple(torch.rand(size + layer, generator=lot) for layer in range(3)) for _ in range(2))
-    return ActivationStatistics(heads, neurons)
+    names = [field.name for field in fields(LayerStatistics)]
+    return tuple(
+        LayerStatistics(**{name: torch.rand(size + layer, generator=lot) for name in names}) for layer in range(3)
+    )
 
 
-def same(one: ActivationStatistics, two: ActivationStatistics) -> bool:
+def same(one: tuple[LayerStatistics, ...], two: tuple[LayerStatistics, ...]) -> bool:
     return all(
-        torch.equal(a, b)
-        for name in ("head_projection", "neuron_magnitude")
-        for a, b in zip(getattr(one, name), getattr(two, name), strict=True)
+        torch.equal(value, getattr(b, name)) for a, b in zip(one, two, strict=True) for name, value in vars(a).items()
     )
 
 
@@ -397,12 +398,12 @@ def test_an_answer_from_the_cache_equals_the_recomputed_one(tmp_path):
     plan = random_plan(loaded, 1, extreme=False)
     windows = TokenWindows(tuple(tokens(5, 16)), "made up", False)
     first = Workbench(Store(tmp_path / "one"))
-    assert not first.has_statistics(loaded, windows) and first.known_perplexity(loaded, plan, windows) is None
+    assert not first.has_evidence(loaded, windows) and first.known_perplexity(loaded, plan, windows) is None
     first.scores(loaded, windows), first.perplexity(loaded, plan, windows)
 
     kept, fresh = Workbench(Store(tmp_path / "one")), Workbench(Store(tmp_path / "two"))
-    assert kept.has_statistics(loaded, windows)
-    assert same(kept.statistics(loaded, windows, progress=no_work), collect(loaded, windows))
+    assert kept.has_evidence(loaded, windows)
+    assert same(kept.evidence(loaded, windows, progress=no_work).activations, collect(loaded, windows))
     measured = kept.perplexity(loaded, plan, windows, progress=no_work)
     assert measured == kept.known_perplexity(loaded, plan, windows) == fresh.perplexity(loaded, plan, windows)
     for criterion in ("amp", "amp-projection"):
@@ -457,7 +458,7 @@ def test_what_is_kept_of_a_model_goes_with_it(tmp_path):
 
 def test_the_keys_of_statistics_are_plain_text_that_a_person_can_read(tmp_path):
     loaded, windows = tiny("llama"), TokenWindows(tuple(tokens(2, 16)), "made up", False)
-    Workbench(Store(tmp_path)).statistics(loaded, windows)
+    Workbench(Store(tmp_path)).evidence(loaded, windows)
     (pointer,) = (tmp_path / "statistics").glob("*.json")
     key = json.loads(pointer.read_text())["key"]
     assert key["model"] == loaded.shape.fingerprint and key["windows"] == windows.digest and key["dtype"] == "float32"

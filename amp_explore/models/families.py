@@ -235,6 +235,11 @@ def _per_row(linear: nn.Linear) -> int:
     return linear.in_features + (linear.bias is not None)
 
 
+def weight_of(linear: nn.Linear) -> torch.Tensor:
+    """A projection's weights (out, in), on the device where it computes."""
+    return tensor_of(linear, "weight")
+
+
 def head_slices(linear: nn.Linear, head_dim: int) -> torch.Tensor:
     """The output projection (out, heads * head_dim) cut by head: (heads, head_dim, out), a view unless offloaded."""
     return tensor_of(linear, "weight").T.unflatten(0, (-1, head_dim))

@@ -157,6 +157,27 @@ class Calibration:
     window: int = 512
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How units are scored: by which criterion, heads by another one where it is named, on which text."""
+
+    calibration: Calibration = Calibration()
+    criterion: str = "amp"
+    heads: str | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return criteria.needs(self.criterion, self.heads)
+
+    @property
+    def heads_by(self) -> str:
+        return criteria.heads_by(self.criterion, self.heads)
+
+    def made_by(self) -> dict[str, str]:
+        """What a plan says of it."""
+        return {"criterion": self.criterion} | ({"heads_criterion": self.heads} if self.heads else {})
+
+
 def windows_of(loaded: LoadedModel, calibration: Calibration) -> TokenWindows:
     """The calibration windows; tokenising takes a second, so they are kept."""
     return _windows(loaded, loaded.shape.fingerprint, calibration)
@@ -185,12 +206,12 @@ def _evaluation(_loaded: LoadedModel, fingerprint: str, count: int, source: str,
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _scores(
-    _loaded: LoadedModel, fingerprint: str, dtype: str, windows: str, _windows: TokenWindows, criterion: str
+    _loaded: LoadedModel, fingerprint: str, dtype: str, windows: str, _windows: TokenWindows, scoring: Scoring
 ) -> Scores:
-    return criteria.score(_loaded, workbench().statistics(_loaded, _windows), criterion)
+    return workbench().scores(_loaded, _windows, scoring.criterion, scoring.heads)
 
 
-def scores_of(loaded: LoadedModel, calibration: Calibration, criterion: str) -> Scores:
-    """Scores whose statistics are there already, kept by everything they depend on."""
-    windows = windows_of(loaded, calibration)
-    return _scores(loaded, loaded.shape.fingerprint, loaded.dtype, windows.digest, windows, criterion)
+def scores_of(loaded: LoadedModel, scoring: Scoring) -> Scores:
+    """Scores whose evidence is there already, kept by everything they depend on."""
+    windows = windows_of(loaded, scoring.calibration)
+    return _scores(loaded, loaded.shape.fingerprint, loaded.dtype, windows.digest, windows, scoring)

@@ -15,9 +15,10 @@ from transformers.utils import logging as transformers_logging
 
 from amp_explore.assets import cache_root
 from amp_explore.costs import costs_of_plan
-from amp_explore.criteria import CRITERIA, Scores, scores_by_lot
+from amp_explore.criteria import CRITERIA, Scores, scores_by_lot, unavailable
 from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
+from amp_explore.models.loading import LoadedModel
 from amp_explore.models.random_weights import PREFIX, SHAPES
 from amp_explore.models.sharding import devices
 from amp_explore.plan import PruningPlan
@@ -25,6 +26,7 @@ from amp_explore.store import write_atomically
 from amp_explore.ui.session import (
     DEFAULT_MODEL,
     Calibration,
+    Scoring,
     Session,
     runner,
     scores_of,
@@ -161,8 +163,8 @@ def show_failure(topic: str) -> None:
         st.error(f"{job.label} failed: {job.error}")
 
 
-def scores_or_wait(state: Session, calibration: Calibration, criterion: str) -> Scores | None:
-    """The scores, at once where their statistics are kept.
+def scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
+    """The scores, at once where what they need is kept.
 
     Otherwise scoring starts, its progress is shown and None returned. Random weights have nothing to score: their
     units are ordered by lot.
@@ -170,14 +172,18 @@ def scores_or_wait(state: Session, calibration: Calibration, criterion: str) -> 
     loaded = state.loaded
     if loaded.random:
         return scores_by_lot(loaded.shape)
+    for name in (scoring.criterion, scoring.heads_by):
+        if reason := unavailable(name, loaded):
+            st.info(f"{CRITERIA[name].title} cannot score this model: {reason}.")
+            return None
     try:
-        windows = windows_of(loaded, calibration)
+        windows = windows_of(loaded, scoring.calibration)
+        if workbench().has_evidence(loaded, windows, scoring.needs):
+            return scores_of(loaded, scoring)
     except AmpExploreError as error:
         st.error(str(error))
         return None
-    if workbench().has_statistics(loaded, windows):
-        return scores_of(loaded, calibration, criterion)
-    topic = f"score:{state.fingerprint}:{loaded.dtype}:{windows.digest}"
+    topic = f"score:{state.fingerprint}:{loaded.dtype}:{windows.digest}:{'+'.join(sorted(scoring.needs))}"
     show_failure(topic)
     failed = (job := latest_job(topic)) is not None and job.state == "failed"
     if (topic in state.stopped or failed) and not st.button("Score this model", type="primary"):
@@ -186,24 +192,38 @@ def scores_or_wait(state: Session, calibration: Calibration, criterion: str) -> 
     job = start(
         f"Scoring {loaded.name} on {windows.data}",
         topic,
-        lambda job: workbench().statistics(loaded, windows, progress=job) and None,
+        lambda job: workbench().evidence(loaded, windows, scoring.needs, progress=job) and None,
     )
     if job:
         wait_for(job)
     return None
 
 
-def scoring_options(container) -> tuple[Calibration, str]:
-    """The pickers for criterion and calibration, the same on every page."""
+def scoring_options(container, loaded: LoadedModel) -> Scoring:
+    """The pickers for criterion and calibration, the same on every page, and what the criterion says."""
     left, middle, right = container.columns(3)
+
+    def named(name: str) -> str:
+        return CRITERIA[name].title + (" (not for this model)" if unavailable(name, loaded) else "")
+
     criterion = left.selectbox(
         "Criterion",
         list(CRITERIA),
-        format_func=lambda name: CRITERIA[name].title,
+        format_func=named,
         key="criterion",
         persist_state="session",
-        help="\n\n".join(f"**{c.title}** {c.formula} ({c.source})" for c in CRITERIA.values()),
+        help="\n\n".join(f"**{c.title}** {c.says} {c.formula} ({c.source})" for c in CRITERIA.values()),
     )
+    heads = None
+    if CRITERIA[criterion].heads is None:
+        heads = left.selectbox(
+            "Heads by",
+            [name for name, each in CRITERIA.items() if each.heads],
+            format_func=named,
+            key="heads_criterion",
+            persist_state="session",
+            help=f"{CRITERIA[criterion].title} scores neurons alone.",
+        )
     source = middle.selectbox(
         "Calibration text",
         ["wiki", "c4", "code", "alpaca", "own text"],
@@ -222,9 +242,13 @@ def scoring_options(container) -> tuple[Calibration, str]:
         "Windows of 512 tokens", [8, 16, 32, 64, 128], index=3, key="windows", persist_state="session"
     )
     if source != "own text":
-        return Calibration(source=source, windows=windows), criterion
-    path = own_text(container, "calibration")
-    return Calibration(text=path, windows=windows), criterion
+        scoring = Scoring(Calibration(source=source, windows=windows), criterion, heads)
+    else:
+        scoring = Scoring(Calibration(text=own_text(container, "calibration"), windows=windows), criterion, heads)
+    for name in dict.fromkeys((criterion, scoring.heads_by)):
+        chosen = CRITERIA[name]
+        container.caption(f"**{chosen.title}** {chosen.says} {chosen.formula} · {chosen.source} · higher matters more")
+    return scoring
 
 
 def own_text(container, purpose: str) -> str | None:
