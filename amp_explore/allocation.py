@@ -9,17 +9,19 @@ neuron per layer on any shape.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from amp_explore.costs import removed_layer_parameters
+from amp_explore.costs import removed_layer_parameters, removed_parameters
 from amp_explore.criteria import Scores
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import ModelShape
 from amp_explore.plan import PruningPlan, Unit
+from amp_explore.statistics import ActivationStatistics
 
 Order = Literal["standard", "reversed", "random"]
 ORDERS: tuple[Order, ...] = ("standard", "reversed", "random")
@@ -73,15 +75,17 @@ def allocate(
     ranking: Ranking,
     ratio: float,
     *,
+    weights: Sequence[float] | None = None,
     locked: Collection[int] = (),
     current: PruningPlan | None = None,
     multiple: int = 1,
 ) -> PruningPlan:
-    """AMP's uniform allocation: remove `ratio` of all the model's parameters, the same share from every layer.
+    """Remove `ratio` of all the model's parameters: AMP's uniform allocation, the same share from every layer.
 
-    Layers in `locked` stay as they are in `current`, and what they lack the others make up for. With a `multiple`
-    above 1 each layer keeps a multiple of so many neurons, which matrix products on a GPU like: layers then differ by
-    one multiple, so that the ratio is met within one multiple of neurons for the whole model.
+    With `weights` (layers,), the shares are in proportion to them, up to a whole layer. Layers in `locked` stay as they
+    are in `current`, and what they lack the others make up for. With a `multiple` above 1 each layer keeps a multiple
+    of so many neurons, which matrix products on a GPU like: layers then differ by one multiple, so that the ratio is
+    met within one multiple of neurons for the whole model.
 
     Raises:
         AmpExploreError: the ratio is out of range, or more than the heads and neurons hold.
@@ -89,44 +93,125 @@ def allocate(
     if multiple < 1:
         raise AmpExploreError(f"neurons cannot stay in multiples of {multiple}; give 1 or more")
     shape = ranking.shape
+    layers = range(len(shape.layers))
+    weights = [1.0] * len(layers) if weights is None else list(weights)
+    if len(weights) != len(layers) or not all(0 <= weight < np.inf for weight in weights):
+        raise AmpExploreError(f"{len(layers)} layers need as many weights, none of them negative, not {weights}")
+    weights = [0.0 if number in locked else weights[number] for number in layers]
     base = current or PruningPlan.empty(shape)
-    open_layers = [number for number in range(len(shape.layers)) if number not in locked]
     # Whole parameters: rounding errors must not put the largest ratio there is out of reach.
     target = round(_fraction(ratio, "ratio") * shape.parameters)
     target -= sum(removed_layer_parameters(base, number) for number in locked)
-    available = sum(shape.layers[number].prunable_parameters for number in open_layers)
+    available = sum(shape.layers[number].prunable_parameters for number in layers if weights[number])
     if target > available:
         most = (available + ratio * shape.parameters - target) / shape.parameters
         raise AmpExploreError(
             f"at most {most:.1%} of this model's parameters are in heads and neurons"
-            f"{' of unlocked layers' if locked else ''}; ask for a ratio below that, not {ratio:.1%}"
+            f"{' of unlocked layers' if locked else ' of the layers that lose any' if 0 in weights else ''}; "
+            f"ask for a ratio below that, not {ratio:.1%}"
         )
-    share = max(target, 0) / available if available else 0.0
-    heads = [round(share * layer.heads) for layer in shape.layers]
+    shares = _shares(weights, [layer.prunable_parameters for layer in shape.layers], max(target, 0))
+    heads = [round(share * layer.heads) for share, layer in zip(shares, shape.layers, strict=True)]
     # More heads go only where even all neurons are too few: KV heads stay until the last of their query heads goes.
-    while (plan := _fill_with_neurons(ranking, heads, target, open_layers, multiple)) is None:
-        heads = [min(count + 1, layer.heads) for count, layer in zip(heads, shape.layers, strict=True)]
+    while (plan := _fill_with_neurons(ranking, heads, target, weights, multiple)) is None:
+        heads = [
+            min(count + (weight > 0), layer.heads)
+            for count, weight, layer in zip(heads, weights, shape.layers, strict=True)
+        ]
     return plan.with_layer_of(base, locked)
 
 
+def allocate_globally(
+    ranking: Ranking,
+    scores: Scores,
+    ratio: float,
+    *,
+    locked: Collection[int] = (),
+    current: PruningPlan | None = None,
+) -> PruningPlan:
+    """FLAP's budget (arXiv 2312.11983): one threshold for the whole model.
+
+    Scores are standardised in each layer, heads and neurons apart, and the lowest go first wherever they are; a head
+    counts as its parameters do, and a KV head's go with its last query head. The ranking must be that of the scores.
+
+    Raises:
+        AmpExploreError: as `allocate`.
+    """
+    shape, base = ranking.shape, current or PruningPlan.empty(ranking.shape)
+    target = round(_fraction(ratio, "ratio") * shape.parameters)
+    open_layers = [number for number in range(len(shape.layers)) if number not in locked]
+    steps = []  # (standardised score, unit, layer): in each layer the units go in the ranking's order
+    for unit in ("heads", "neurons"):
+        for number in open_layers:
+            values = getattr(scores, unit)[number].astype(np.float64)
+            standard = (values - values.mean()) / (values.std() or 1.0)
+            steps += [(value, unit, number) for value in standard[getattr(ranking, unit)[number]]]
+    steps.sort(key=lambda step: step[0])
+
+    def plan(count: int) -> PruningPlan:
+        counts = {unit: [0] * len(shape.layers) for unit in ("heads", "neurons")}
+        for _, unit, number in steps[:count]:
+            counts[unit][number] += 1
+        return ranking.plan(**counts).with_layer_of(base, locked)
+
+    if removed_parameters(plan(len(steps))) < target:
+        allocate(ranking, ratio, locked=locked, current=current)  # says what is wrong
+    return plan(bisect.bisect_left(range(len(steps)), target, key=lambda count: removed_parameters(plan(count))))
+
+
+def angular_weights(statistics: ActivationStatistics) -> list[float]:
+    """CFSP's budget (arXiv 2409.13199) as weights of layers: `1 - sigmoid(z)`, z the standardised angle between what
+    enters and what leaves a layer. A layer that turns the hidden state more loses less."""
+    angles = np.array([float(layer.angle) for layer in statistics])
+    standard = (angles - angles.mean()) / (angles.std() or 1.0)
+    return (1 / (1 + np.exp(standard))).tolist()
+
+
+def protecting_weights(layers: int, first: int, last: int) -> list[float]:
+    """Weights that leave the first and the last layers whole and treat the others alike.
+
+    Raises `AmpExploreError` where no layer is left.
+    """
+    if first < 0 or last < 0 or first + last >= layers:
+        raise AmpExploreError(f"{first} and {last} of {layers} layers cannot be protected; leave at least one to prune")
+    return [float(first <= number < layers - last) for number in range(layers)]
+
+
+def _shares(weights: Sequence[float], sizes: Sequence[int], target: int) -> list[float]:
+    """Shares of `sizes` in proportion to the weights, none above 1, that come to `target` in all."""
+    shares = [0.0] * len(sizes)
+    open_layers = {number for number, weight in enumerate(weights) if weight}
+    while open_layers and target > 0:
+        scale = target / sum(weights[number] * sizes[number] for number in open_layers)
+        full = {number for number in open_layers if scale * weights[number] >= 1}
+        for number in full or open_layers:
+            shares[number] = min(scale * weights[number], 1.0)
+        if not full:
+            break
+        target -= sum(sizes[number] for number in full)
+        open_layers -= full
+    return shares
+
+
 def _fill_with_neurons(
-    ranking: Ranking, heads: list[int], target: int, open_layers: list[int], multiple: int
+    ranking: Ranking, heads: list[int], target: int, weights: Sequence[float], multiple: int
 ) -> PruningPlan | None:
     """The plan with these heads gone and as many neurons as meet the target; None if all neurons are not enough."""
     shape = ranking.shape
-    none = [0] * len(shape.layers)
-    bare = ranking.plan(heads, none)
+    open_layers = [number for number, weight in enumerate(weights) if weight]
+    bare = ranking.plan(heads, [0] * len(heads))
     left = target - sum(removed_layer_parameters(bare, number) for number in open_layers)
-    in_neurons = sum(shape.layers[number].neurons * shape.layers[number].neuron_parameters for number in open_layers)
-    share = min(max(left / in_neurons, 0.0), 1.0) if in_neurons else 0.0
+    sizes = [layer.neurons * layer.neuron_parameters for layer in shape.layers]
+    in_neurons = sum(sizes[number] for number in open_layers)
     if left > in_neurons and any(heads[number] < shape.layers[number].heads for number in open_layers):
         return None
-    neurons = [round(share * layer.neurons) for layer in shape.layers]
-    if multiple > 1 and share:
+    shares = _shares(weights, sizes, min(max(left, 0), in_neurons))
+    neurons = [round(share * layer.neurons) for share, layer in zip(shares, shape.layers, strict=True)]
+    if multiple > 1 and any(shares):
         owed = 0.0  # neurons that the layers so far should have kept, and did not
         for number in open_layers:
             most = shape.layers[number].neurons
-            wanted = most - share * most
+            wanted = most - shares[number] * most
             lower = int(wanted // multiple) * multiple
             upper = min(lower + multiple, most)
             kept = upper if owed + wanted - lower >= (upper - lower) / 2 else lower

@@ -1,4 +1,4 @@
-"""The command line: `python -m amp_explore fetch | score | plan | measure | run`.
+"""The command line: `python -m amp_explore fetch | score | plan | measure | ablate | compare | run` and so on.
 
 Results go to files and to standard output, progress and errors to standard error. The exit code is 0 only on success;
 an error is one line that says what to do next.
@@ -22,13 +22,13 @@ from amp_explore.progress import Cancelled
 
 if TYPE_CHECKING:  # the engine takes seconds to import, which --help and a wrong option need not wait for
     from amp_explore.calibration import TokenWindows
-    from amp_explore.criteria import Scores
     from amp_explore.models.loading import LoadedModel
     from amp_explore.plan import PruningPlan
     from amp_explore.workbench import Workbench
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATION_WINDOWS = 64  # of the bundled text, unless asked otherwise
+_RECIPE = ("criterion", "heads_criterion", "allocation", "order", "seed", "multiple", "first", "last", "steps")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,9 +96,21 @@ def _parser() -> argparse.ArgumentParser:
         help="share of heads; one number, or one per layer: 0.1,0.2,...",
     )
     size.add_argument("--neurons-ratio", type=_ratios, metavar="R", help="share of neurons, likewise")
-    plan.add_argument("--allocation", choices=["uniform"], default="uniform", help="how layers share the ratio")
+    plan.add_argument(
+        "--allocation", default="uniform", metavar="NAME", help="how layers share the ratio; see `allocations`"
+    )
+    plan.add_argument("--first", type=int, default=1, metavar="N", help="with protect: lowest layers left whole")
+    plan.add_argument("--last", type=int, default=1, metavar="N", help="with protect: highest layers left whole")
+    plan.add_argument("--steps", type=int, default=5, metavar="N", help="with iterative: steps")
+    plan.add_argument(
+        "--repair",
+        choices=["none", "bias", "least-squares", "sequential"],
+        default="none",
+        help="fit what remains on the calibration text, whenever the plan is run",
+    )
     plan.add_argument(
         "--multiple-of",
+        dest="multiple",
         type=int,
         default=1,
         metavar="N",
@@ -138,6 +150,31 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     measure.set_defaults(command=_measure)
 
+    ablate = commands.add_parser("ablate", help="measure the loss without each head in turn: the ground truth")
+    _model_options(ablate, dtype="float32")
+    _calibration_options(ablate, windows=4)
+    ablate.add_argument("--block", type=int, metavar="N", help="blocks of N neighbouring neurons too")
+    ablate.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="safetensors: heads (layers, heads), rise of the loss"
+    )
+    ablate.set_defaults(command=_ablate)
+
+    compare = commands.add_parser("compare", help="perplexity of many plans: criteria by ratios by repairs")
+    _model_options(compare, dtype="float32")
+    compare.add_argument("--ratios", type=_ratios, required=True, metavar="R,R", help="shares of all parameters")
+    compare.add_argument("--criteria", type=_names, default=["amp"], metavar="NAME,NAME", help="see `criteria`")
+    compare.add_argument("--allocations", type=_names, default=["uniform"], metavar="NAME,NAME")
+    compare.add_argument("--repairs", type=_names, default=["none"], metavar="NAME,NAME", help="none, bias, ...")
+    _calibration_options(compare)
+    compare.add_argument("--data", choices=["wiki", "c4", "code", "wikitext2"], default="wiki", help="for perplexity")
+    compare.add_argument("--evaluation-windows", type=int, default=EVALUATION_WINDOWS, metavar="N")
+    compare.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table, CSV")
+    compare.set_defaults(command=_compare)
+
+    for name, what in (("criteria", "the criteria"), ("allocations", "the ways to share a budget between layers")):
+        listing = commands.add_parser(name, help=f"list {what}: what each covers, its formula and source")
+        listing.set_defaults(command=_list, what=name)
+
     run = commands.add_parser("run", help="open the dashboard on 127.0.0.1")
     run.add_argument("--port", type=int, default=8501)
     run.add_argument("--no-browser", action="store_true", help="only serve")
@@ -158,7 +195,14 @@ def _model_options(parser: argparse.ArgumentParser, *, dtype: str) -> None:
 
 
 def _score_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--criterion", default="amp", help="amp (default) or amp-projection")
+    parser.add_argument("--criterion", default="amp", metavar="NAME", help="default amp; see `criteria`")
+    parser.add_argument(
+        "--heads-criterion", metavar="NAME", help="another criterion for heads (default: the same, or amp)"
+    )
+    _calibration_options(parser)
+
+
+def _calibration_options(parser: argparse.ArgumentParser, *, windows: int = 64) -> None:
     parser.add_argument(
         "--calibration",
         choices=["wiki", "c4", "code", "alpaca"],
@@ -166,7 +210,7 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
         help="bundled text, or alpaca (hub)",
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="own calibration text")
-    parser.add_argument("--windows", type=int, default=64, metavar="N")
+    parser.add_argument("--windows", type=int, default=windows, metavar="N")
     _window_options(parser)
     parser.add_argument(
         "--seed", type=int, default=0, help="draws the calibration windows, and the units of --order random"
@@ -187,6 +231,10 @@ def _ratios(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is no number, nor numbers with commas between them") from None
 
 
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
 def _fetch(options: argparse.Namespace, progress: _ProgressBar) -> None:
     from amp_explore import assets
     from amp_explore.models.loading import load
@@ -202,7 +250,8 @@ def _score(options: argparse.Namespace, progress: _ProgressBar) -> None:
     from amp_explore.store import write_atomically
 
     bench, loaded = _open(options, progress)
-    scores, windows = _scores(bench, loaded, options, progress)
+    windows = _calibration(loaded, options)
+    scores = bench.scores(loaded, windows, options.criterion, options.heads_criterion, progress=progress)
     described = {"criterion": options.criterion, **loaded.describe(), **windows.describe()}
     write_atomically(options.out, scores.to_safetensors(**{key: str(value) for key, value in described.items()}))
     progress.clear()
@@ -212,6 +261,7 @@ def _score(options: argparse.Namespace, progress: _ProgressBar) -> None:
 def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
     from amp_explore import allocation, costs
     from amp_explore.criteria import Scores
+    from amp_explore.planning import Recipe, make_plan
     from amp_explore.store import write_atomically
 
     units = options.heads_ratio is not None or options.neurons_ratio is not None
@@ -219,28 +269,23 @@ def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
         raise AmpExploreError(
             "say how much goes by one of --ratio, --layers-worth, or --heads-ratio with --neurons-ratio"
         )
+    if options.scores and options.allocation == "iterative":
+        raise AmpExploreError("small steps score anew before each step; leave out --scores")
     bench, loaded = _open(options, progress)
-    made_by: dict[str, Any] = {"allocation": options.allocation, "order": options.order}
-    if options.order == "random":
-        scores, made_by["seed"] = None, options.seed
-    elif options.scores:
-        scores, made_by["scores"] = Scores.load(options.scores, loaded.shape), options.scores.name
-    else:
-        scores, windows = _scores(bench, loaded, options, progress)
-        made_by |= {
-            "criterion": options.criterion,
-            "dtype": loaded.dtype,
-            "seed": options.seed,
-            "calibration": windows.describe(),
-        }
-    ranking = allocation.rank(loaded.shape, scores, options.order, options.seed)
+    scores = Scores.load(options.scores, loaded.shape) if options.scores else None
+    scored = scores is None and options.order != "random"
+    windows = _calibration(loaded, options) if scored or options.allocation == "angular" else None
     if units:
+        if scored:
+            scores = bench.scores(loaded, windows, options.criterion, options.heads_criterion, progress=progress)
+        ranking = allocation.rank(loaded.shape, scores, options.order, options.seed)
         layers = len(loaded.shape.layers)
         spread = [
             ratios * layers if len(ratios) == 1 else ratios
             for ratios in (options.heads_ratio or [0.0], options.neurons_ratio or [0.0])
         ]
         plan = allocation.allocate_by_layer(ranking, *spread)
+        made_by = {"criterion": options.criterion, "order": options.order, "seed": options.seed}
         made_by |= {"heads_ratio": options.heads_ratio, "neurons_ratio": options.neurons_ratio}
     else:
         ratio = (
@@ -248,8 +293,15 @@ def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
             if options.ratio is not None
             else allocation.ratio_of_layers(loaded.shape, options.layers_worth)
         )
-        plan = allocation.allocate(ranking, ratio, multiple=options.multiple_of)
-        made_by |= {"ratio": ratio, "multiple_of": options.multiple_of}
+        recipe = Recipe(ratio, **{name: getattr(options, name) for name in _RECIPE})
+        plan = make_plan(bench, loaded, windows, recipe, scores=scores, progress=progress)
+        made_by = dict(plan.made_by)
+    if options.scores:
+        made_by["scores"] = options.scores.name
+    elif scored:
+        made_by |= {"dtype": loaded.dtype, "calibration": windows.describe()}
+    if options.repair != "none":
+        plan = plan.repaired(bench.repair_by(loaded, options.repair, **_text_of(options)))
     write_atomically(options.out, plan.described(**made_by).to_json().encode())
     progress.clear()
     share = costs.removed_parameters(plan) / loaded.shape.parameters
@@ -312,6 +364,58 @@ def _measure(options: argparse.Namespace, progress: _ProgressBar) -> None:
     print(_table(report))
 
 
+def _ablate(options: argparse.Namespace, progress: _ProgressBar) -> None:
+    from amp_explore.ablation import ablate
+    from amp_explore.store import write_atomically
+
+    bench, loaded = _open(options, progress)
+    windows = _calibration(loaded, options)
+    found = ablate(bench, loaded, windows, block=options.block, progress=progress)
+    described = {"dense_loss": found.dense_loss, **loaded.describe(), **windows.describe()}
+    write_atomically(options.out, found.to_safetensors(**{key: str(value) for key, value in described.items()}))
+    progress.clear()
+    print(f"{options.out}: {found.measured} ablations of {loaded.name} on {_on(windows.describe())}")
+
+
+def _compare(options: argparse.Namespace, progress: _ProgressBar) -> None:
+    import pandas as pd
+
+    from amp_explore import comparison
+    from amp_explore.calibration import evaluation_windows
+    from amp_explore.plan import REPAIRS
+    from amp_explore.store import write_atomically
+
+    wanted = comparison.recipes(options.ratios, options.criteria, options.allocations)
+    if unknown := set(options.repairs) - {"none", *REPAIRS}:
+        raise AmpExploreError(f"repair {unknown.pop()!r} is not known; use some of none, {', '.join(REPAIRS)}")
+    bench, loaded = _open(options, progress)
+    repairs = [
+        None if method == "none" else bench.repair_by(loaded, method, **_text_of(options)) for method in options.repairs
+    ]
+    text = evaluation_windows(
+        loaded.tokenizer,
+        options.data,
+        window=options.window,
+        windows=options.evaluation_windows,
+        bos=options.bos,
+    )
+    rows = comparison.compare(bench, loaded, _calibration(loaded, options), text, wanted, repairs, progress=progress)
+    table = pd.DataFrame([row.as_dict() for row in rows])
+    write_atomically(options.out, table.to_csv(index=False).encode())
+    progress.clear()
+    print(table[["criterion", "allocation", "ratio", "repair", "removed", "perplexity"]].to_string(index=False))
+    print(f"{options.out}: perplexity on {_on(text.describe())}")
+
+
+def _list(options: argparse.Namespace, progress: _ProgressBar) -> None:
+    from amp_explore.criteria import CRITERIA
+    from amp_explore.planning import ALLOCATIONS
+
+    for name, each in (CRITERIA if options.what == "criteria" else ALLOCATIONS).items():
+        covers = f" ({each.covers})" if options.what == "criteria" else ""
+        print(f"{name}{covers}: {each.says}\n    {each.formula}\n    {each.source}")
+
+
 def _run(options: argparse.Namespace, progress: _ProgressBar) -> None:
     from amp_explore.workbench import prepare_demo
 
@@ -356,21 +460,17 @@ def _quiet() -> None:
     getLogger("accelerate").setLevel(ERROR)
 
 
-def _scores(
-    bench: Workbench, loaded: LoadedModel, options: argparse.Namespace, progress: _ProgressBar
-) -> tuple[Scores, TokenWindows]:
+def _text_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that name the calibration text, as `calibration_windows` takes them."""
+    text = str(options.text) if options.text else None
+    named = {name: getattr(options, name) for name in ("window", "windows", "bos", "seed")}
+    return {"source": options.calibration, "text": text, **named}
+
+
+def _calibration(loaded: LoadedModel, options: argparse.Namespace) -> TokenWindows:
     from amp_explore.calibration import calibration_windows
 
-    windows = calibration_windows(
-        loaded.tokenizer,
-        options.calibration,
-        text=options.text,
-        window=options.window,
-        windows=options.windows,
-        bos=options.bos,
-        seed=options.seed,
-    )
-    return bench.scores(loaded, windows, options.criterion, progress=progress), windows
+    return calibration_windows(loaded.tokenizer, **_text_of(options))
 
 
 def _plan_summary(plan: PruningPlan | None) -> dict[str, Any] | None:

@@ -107,6 +107,8 @@ def removed_layer_parameters(plan: PruningPlan, number: int) -> int:
     layer: LayerShape = plan.shape.layers[number]
     heads, kv_heads, neurons = removed_units(plan, number)
     removed = heads * layer.head_parameters + kv_heads * layer.kv_parameters + neurons * layer.neuron_parameters
+    if plan.repair and plan.repair.method == "bias":  # where there was no bias, there is one now
+        removed -= layer.hidden * ((heads > 0 and not layer.o_bias) + (neurons > 0 and not layer.down_bias))
     return removed + (layer.norm_parameters if heads == layer.heads else 0)
 
 

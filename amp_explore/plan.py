@@ -12,10 +12,10 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -27,20 +27,67 @@ MAX_FILE_BYTES = 10 * 2**20
 MAX_TOKEN_CHARACTERS = 60_000
 
 Unit = Literal["heads", "neurons"]
+RepairMethod = Literal["bias", "least-squares", "sequential"]
+REPAIRS: tuple[RepairMethod, ...] = get_args(RepairMethod)
+_LONGEST_REPAIR = 2000  # bytes of JSON
+
+
+@dataclass(frozen=True)
+class Repair:
+    """How what a plan leaves is fitted to make up for what goes (see `repair.py`), and on what.
+
+    The text is named as `calibration.calibration_windows` takes it: `source`, or the file `text`. `digest` names its
+    tokens, so that a repair is never done on others unnoticed.
+    """
+
+    method: RepairMethod
+    digest: str
+    source: str = "wiki"
+    text: str | None = None
+    windows: int = 64
+    window: int = 512
+    bos: str = "auto"
+    seed: int = 0
+
+    @property
+    def identity(self) -> bytes:
+        """What a repaired model's numbers depend on besides the model and what goes."""
+        return f"{self.method}:{self.digest}".encode()
+
+    @classmethod
+    def from_document(cls, document: object) -> Repair:
+        """Read a repair's JSON. Raises `PlanError`."""
+        if not isinstance(document, dict):
+            raise PlanError("repair: expected an object, or none")
+        known = {each.name: each for each in fields(cls)}
+        for name, value in document.items():
+            if name not in known:
+                raise PlanError(f"repair: {_short(name)} is not known; a newer program may have written this plan")
+            integer = name in ("windows", "window", "seed")
+            fits = type(value) is int if integer else isinstance(value, str) or (name == "text" and value is None)
+            if not fits:
+                raise PlanError(f"repair: {_short(value)} is no {name}")
+        if document.get("method") not in REPAIRS:
+            raise PlanError(f"repair: method {_short(document.get('method'))} is not one of {', '.join(REPAIRS)}")
+        if "digest" not in document:
+            raise PlanError("repair: it lacks the digest of the text that it was fitted on")
+        return cls(**document)
 
 
 @dataclass(frozen=True, eq=False)
 class PruningPlan:
     """Which units of a model go.
 
-    `heads[l]` and `neurons[l]` are boolean arrays over the units of layer `l`; True means the unit goes. `made_by`
-    records how the plan came about (criterion, ratio, ...); it is for people and is no part of the plan's identity.
+    `heads[l]` and `neurons[l]` are boolean arrays over the units of layer `l`; True means the unit goes. `repair` says
+    how the rest makes up for it. `made_by` records how the plan came about (criterion, ratio, ...); it is for people
+    and is no part of the plan's identity.
     """
 
     shape: ModelShape
     heads: tuple[np.ndarray, ...]
     neurons: tuple[np.ndarray, ...]
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    repair: Repair | None = None
 
     def __post_init__(self) -> None:
         for mask in (*self.heads, *self.neurons):
@@ -59,15 +106,20 @@ class PruningPlan:
 
     @cached_property
     def digest(self) -> str:
-        """Names what goes from which model; equal plans have equal digests."""
-        return hashlib.sha256(self.shape.fingerprint.encode() + self._bits()).hexdigest()[:16]
+        """Names what goes from which model, and how it is repaired; equal plans have equal digests."""
+        repair = self.repair.identity if self.repair and not self.is_empty else b""
+        return hashlib.sha256(self.shape.fingerprint.encode() + self._bits() + repair).hexdigest()[:16]
 
     @cached_property
     def prefixes(self) -> tuple[str, ...]:
         """Entry n names what goes from the lowest n layers, n from 0 to all; plans alike below have them in common."""
         running = hashlib.sha256(self.shape.fingerprint.encode())
         names = [running.hexdigest()]
+        repair = self.repair.identity if self.repair else b""
         for heads, neurons in zip(self.heads, self.neurons, strict=True):
+            if repair and (heads.any() or neurons.any()):  # below the lowest such layer, nothing is repaired
+                running.update(repair)
+                repair = b""
             running.update(np.packbits(np.concatenate((heads, neurons))))
             names.append(running.hexdigest())
         return tuple(names)
@@ -95,6 +147,14 @@ class PruningPlan:
         used[np.array(shape.kv_of_head)[~self.heads[layer]]] = True
         return ~used
 
+    @property
+    def changed_layers(self) -> list[int]:
+        """The layers that the sliced model does not share with the dense one."""
+        touched = [n for n in range(len(self.heads)) if self.heads[n].any() or self.neurons[n].any()]
+        if self.repair and self.repair.method == "sequential" and touched:
+            return list(range(touched[0], len(self.heads)))
+        return touched
+
     # Edits
 
     def with_units(self, unit: Unit, layer: int, indices: Iterable[int] | np.ndarray, removed: bool) -> PruningPlan:
@@ -121,6 +181,10 @@ class PruningPlan:
             heads[layer], neurons[layer] = other.heads[layer], other.neurons[layer]
         return replace(self, heads=tuple(heads), neurons=tuple(neurons))
 
+    def repaired(self, repair: Repair | None) -> PruningPlan:
+        """The same units gone, the rest repaired like this."""
+        return replace(self, repair=repair)
+
     def described(self, **made_by: Any) -> PruningPlan:
         """The same plan with another account of how it came about."""
         return replace(self, made_by=made_by)
@@ -130,6 +194,7 @@ class PruningPlan:
     def to_json(self) -> str:
         """The plan as a JSON document (the contract is in the README)."""
         shape = self.shape
+        repair = {"repair": asdict(self.repair)} if self.repair else {}
         return json.dumps(
             {
                 "format": FORMAT,
@@ -147,6 +212,7 @@ class PruningPlan:
                 ],
                 "made_by": dict(self.made_by),
             }
+            | repair
         )
 
     @classmethod
@@ -176,8 +242,9 @@ class PruningPlan:
                 raise PlanError(f"layer {number}: expected an object with heads and neurons")
             heads.append(_mask(entry.get("heads", []), layer.heads, f"layer {number}, heads"))
             neurons.append(_mask(entry.get("neurons", []), layer.neurons, f"layer {number}, neurons"))
+        repair = None if document.get("repair") is None else Repair.from_document(document["repair"])
         made_by = document.get("made_by")
-        return cls(shape, tuple(heads), tuple(neurons), made_by if isinstance(made_by, dict) else {})
+        return cls(shape, tuple(heads), tuple(neurons), made_by if isinstance(made_by, dict) else {}, repair)
 
     @classmethod
     def load(cls, path: str | Path, shape: ModelShape) -> PruningPlan:
@@ -198,9 +265,10 @@ class PruningPlan:
     def to_token(self) -> str:
         """The plan as a URL-safe string:
 
-        base64 of the deflated bits, with a check of the model's fingerprint in front.
+        base64 of the deflated bits, with a check of the model's fingerprint in front and the repair behind.
         """
-        raw = bytes.fromhex(self.shape.fingerprint[:8]) + self._bits()
+        repair = json.dumps(asdict(self.repair)).encode() if self.repair else b""
+        raw = bytes.fromhex(self.shape.fingerprint[:8]) + self._bits() + repair
         return base64.urlsafe_b64encode(zlib.compress(raw, 9)).decode().rstrip("=")
 
     @classmethod
@@ -213,19 +281,26 @@ class PruningPlan:
         try:
             packed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
             inflate = zlib.decompressobj()
-            raw = inflate.decompress(packed, expected + 1)  # bounded: a small token must not inflate to gigabytes
+            # bounded: a small token must not inflate to gigabytes
+            raw = inflate.decompress(packed, expected + _LONGEST_REPAIR)
         except (binascii.Error, ValueError, zlib.error):
             raw = b""
         if len(raw) >= 4 and raw[:4] != bytes.fromhex(shape.fingerprint[:8]):
             raise PlanError("the plan in this link was made for another model; load that model first")
-        if len(raw) != expected or not inflate.eof:
-            raise PlanError("the plan in this link is damaged; ask for the link again, or for the plan as a file")
-        bits = np.unpackbits(np.frombuffer(raw[4:], np.uint8))[: head_bits + neuron_bits].astype(bool)
+        damaged = PlanError("the plan in this link is damaged; ask for the link again, or for the plan as a file")
+        if len(raw) < expected or not inflate.eof:
+            raise damaged
+        try:
+            repair = Repair.from_document(json.loads(raw[expected:])) if len(raw) > expected else None
+        except (ValueError, PlanError):
+            raise damaged from None
+        bits = np.unpackbits(np.frombuffer(raw[4:expected], np.uint8))[: head_bits + neuron_bits].astype(bool)
         return cls(
             shape,
             _split(bits[:head_bits], shape.heads),
             _split(bits[head_bits:], shape.neurons),
             {"by": "link"},
+            repair,
         )
 
     def _bits(self) -> bytes:

@@ -29,12 +29,11 @@ LayerOf = Callable[[LoadedModel, PruningPlan, int], nn.Module]
 def slice_model(loaded: LoadedModel, plan: PruningPlan, layer_of: LayerOf | None = None) -> PreTrainedModel:
     """The model without the plan's units. Takes time and memory only for the layers that the plan touches.
 
-    `layer_of` may stand in for `slice_layer`, to use layers again that were sliced before.
+    `layer_of` may stand in for `slice_layer`, which repairs nothing: to repair, or to use layers again.
     """
     layer_of = layer_of or slice_layer
     dense = decoder_layers(loaded.model)
-    touched = [number for number in range(len(dense)) if plan.heads[number].any() or plan.neurons[number].any()]
-    return share(loaded.model, {dense[number]: layer_of(loaded, plan, number) for number in touched})
+    return share(loaded.model, {dense[number]: layer_of(loaded, plan, number) for number in plan.changed_layers})
 
 
 def slice_layer(loaded: LoadedModel, plan: PruningPlan, number: int) -> nn.Module:

@@ -134,6 +134,12 @@ class Store:
         rows = self._execute(f"{query} ORDER BY created DESC", (kind, model, plan))
         return [result for row in rows if (result := _checked(*row)) is not None]
 
+    def measurements_under(self, kind: str, model: str, setup: Key) -> dict[str, Any]:
+        """All kept results of this kind under one setup, by their plan's digest."""
+        query = "SELECT plan, result, sha256 FROM measurements WHERE model = ? AND kind = ? AND setup = ?"
+        rows = self._execute(query, (model, kind, _canonical(setup)))
+        return {plan: result for plan, *row in rows if (result := _checked(*row)) is not None}
+
     # Plans
 
     def put_plan(self, plan: PruningPlan) -> str:

@@ -20,16 +20,17 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from amp_explore import assets, commonsense, criteria, gradients, speed, statistics
+from amp_explore import assets, commonsense, criteria, repair, speed
 from amp_explore.boundaries import Boundaries
 from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
-from amp_explore.errors import AmpExploreError, TooLarge
+from amp_explore.errors import AmpExploreError, PlanError, TooLarge
+from amp_explore.evidence import Observation
 from amp_explore.models.loading import LoadedModel, ModelPool
 from amp_explore.perplexity import perplexity
-from amp_explore.plan import PruningPlan
+from amp_explore.plan import PruningPlan, Repair, RepairMethod
 from amp_explore.progress import Progress, no_progress, part
 from amp_explore.roofline import Machine, measure_machine
-from amp_explore.slicing import slice_layer, slice_model
+from amp_explore.slicing import LayerOf, slice_layer, slice_model
 from amp_explore.store import Key, Store
 
 Data = Literal["offline", "hub"]
@@ -53,14 +54,18 @@ class _Kept:
         self._limit = _SLICED_KEPT * layers
         self._lock = threading.Lock()
 
-    def layer(self, loaded: LoadedModel, plan: PruningPlan, number: int) -> nn.Module:
-        """As `slicing.slice_layer`; a layer that was sliced like this lately is used again."""
+    def layer(self, make: LayerOf, loaded: LoadedModel, plan: PruningPlan, number: int) -> nn.Module:
+        """What `make` gives; a layer that was sliced, and repaired, like this lately is used again."""
         key = (number, plan.heads[number].tobytes(), plan.neurons[number].tobytes())
+        if plan.repair:
+            # A layer that is fitted on what those below send depends on all of them.
+            key += (plan.repair.identity, plan.prefixes[number] if plan.repair.method == "sequential" else None)
         with self._lock:
             if key not in self._layers:
+                made = make(loaded, plan, number)
                 while len(self._layers) >= self._limit:
                     self._layers.popitem(last=False)
-                self._layers[key] = slice_layer(loaded, plan, number)
+                self._layers[key] = made
             self._layers.move_to_end(key)
             return self._layers[key]
 
@@ -81,39 +86,18 @@ class Workbench:
         windows: TokenWindows,
         needs: Collection[str] = ("activations",),
         *,
+        plan: PruningPlan | None = None,
         progress: Progress = no_progress,
     ) -> criteria.Evidence:
-        """What criteria need to know of the dense model, `needs` being fields of `Evidence`; collected at most once."""
-        if "grams" in needs and not self._has("grams", loaded, windows):
-            self._collect_grams(loaded, windows, progress)
-        found: dict[str, Any] = {"grams": _KeptGrams(self, loaded, windows)} if "grams" in needs else {}
-        for kind, collect in (("activations", statistics.collect), ("gradients", gradients.collect)):
-            if kind in needs:
-                found[kind] = self.store.statistics(
-                    _evidence_key(kind, loaded, windows),
-                    lambda collect=collect: collect(loaded, windows, progress=progress),
-                    _KINDS[kind],
-                )
-        return criteria.Evidence(**found)
+        """What criteria need to know of the dense model, or of the one without a plan's units, `needs` being fields of
+        `Evidence`; collected at most once."""
+        return Observation(self.store, loaded, windows, _numerics(loaded), plan).evidence(needs, progress)
 
     def has_evidence(
         self, loaded: LoadedModel, windows: TokenWindows, needs: Collection[str] = ("activations",)
     ) -> bool:
         """Whether `evidence` will answer at once."""
-        return all(self._has(kind, loaded, windows) for kind in needs)
-
-    def _has(self, kind: str, loaded: LoadedModel, windows: TokenWindows) -> bool:
-        if kind == "grams":  # large: they are read when they are used
-            layers = range(len(loaded.shape.layers))
-            return all(self.store.has_statistics(_evidence_key(kind, loaded, windows, layer)) for layer in layers)
-        return self.store.find_statistics(_evidence_key(kind, loaded, windows), _KINDS[kind]) is not None
-
-    def _collect_grams(self, loaded: LoadedModel, windows: TokenWindows, progress: Progress) -> None:
-        """Keep the activation statistics, and the Gram matrices layer by layer: together they may be gigabytes."""
-        layers, grams = statistics.collect_with_grams(loaded, windows, progress=progress)
-        self.store.put_statistics(_evidence_key("activations", loaded, windows), layers)
-        for number, layer in enumerate(grams):
-            self.store.put_statistics(_evidence_key("grams", loaded, windows, number), (layer,))
+        return Observation(self.store, loaded, windows, _numerics(loaded)).has(needs)
 
     def scores(
         self,
@@ -129,12 +113,44 @@ class Workbench:
         evidence = self.evidence(loaded, windows, criteria.needs(criterion, heads), progress=progress)
         return criteria.score(loaded, evidence, criterion, heads)
 
-    def sliced(self, loaded: LoadedModel, plan: PruningPlan) -> PreTrainedModel:
-        """The model sliced by the plan (the dense one itself for the empty plan).
+    def sliced(self, loaded: LoadedModel, plan: PruningPlan, *, progress: Progress = no_progress) -> PreTrainedModel:
+        """The model sliced, and repaired, by the plan (the dense one itself for the empty plan).
 
-        Only layers that were not sliced alike lately are sliced, so an edit costs the layers that it touches.
+        Only layers that were not made alike lately are made, so an edit costs the layers that it touches. A repair may
+        have to collect statistics first, or to work its way through all layers: minutes, the first time.
         """
-        return loaded.model if plan.is_empty else slice_model(loaded, plan, self._kept_of(loaded).layer)
+        if plan.is_empty:
+            return loaded.model
+        make = self._repairing(loaded, plan, progress) if plan.repair else slice_layer
+        kept = self._kept_of(loaded)
+        return slice_model(loaded, plan, lambda *which: kept.layer(make, *which))
+
+    def _repairing(self, loaded: LoadedModel, plan: PruningPlan, progress: Progress) -> LayerOf:
+        """What makes the repaired layers of a plan."""
+        windows = self.repair_windows(loaded, plan.repair)
+        if plan.repair.method != "sequential":
+            method = repair.METHODS[plan.repair.method]
+            evidence = self.evidence(loaded, windows, method.needs, progress=progress)
+            return lambda *which: repair.repair_layer(*which, evidence)
+        key = {"kind": "repair", "version": repair.VERSION, "plan": plan.digest, **_numerics(loaded)}
+        compute = lambda: repair.fit_sequentially(loaded, plan, windows, progress=progress)  # noqa: E731
+        fits = self.store.statistics(key, compute, repair.Fit)
+        return lambda *which: repair.refitted_layer(*which, fits)
+
+    def repair_by(self, loaded: LoadedModel, method: RepairMethod, **text: Any) -> Repair:
+        """A repair by this method, fitted on the text that `calibration_windows` gives for the same options."""
+        return Repair(method, calibration_windows(loaded.tokenizer, **text).digest, **text)
+
+    def repair_windows(self, loaded: LoadedModel, repair: Repair) -> TokenWindows:
+        """The windows that a repair is fitted on. Raises `PlanError` where they are not the ones it names."""
+        text = {name: value for name, value in vars(repair).items() if name not in ("method", "digest")}
+        windows = calibration_windows(loaded.tokenizer, text.pop("source"), **text)
+        if windows.digest != repair.digest:
+            raise PlanError(
+                f"the plan was repaired on other text than {windows.data} is here (digest {repair.digest}, here "
+                f"{windows.digest}); bring that text, or set the plan's repair to null"
+            )
+        return windows
 
     def _kept_of(self, loaded: LoadedModel) -> _Kept:
         with self._lock:
@@ -153,7 +169,9 @@ class Workbench:
 
         def compute() -> dict[str, Any]:
             known = self._kept_of(loaded).boundaries.of(plan, windows, loaded.model.dtype.itemsize)
-            return perplexity(self.sliced(loaded, plan), windows, boundaries=known, progress=progress)
+            return perplexity(
+                self.sliced(loaded, plan, progress=progress), windows, boundaries=known, progress=progress
+            )
 
         setup = perplexity_setup(loaded, windows)
         result = self.store.measurement("perplexity", loaded.shape.fingerprint, plan.digest, setup, compute)
@@ -163,6 +181,12 @@ class Workbench:
         """What `perplexity` would answer at once, or None."""
         setup = perplexity_setup(loaded, windows)
         return self.store.find_measurement("perplexity", loaded.shape.fingerprint, plan.digest, setup)
+
+    def known_losses(self, loaded: LoadedModel, windows: TokenWindows) -> dict[str, float]:
+        """The mean loss of every plan of this model that was measured on these windows, by the plan's digest."""
+        setup = perplexity_setup(loaded, windows)
+        found = self.store.measurements_under("perplexity", loaded.shape.fingerprint, setup)
+        return {plan: result["loss"] for plan, result in found.items()}
 
     def tasks(
         self,
@@ -184,7 +208,7 @@ class Workbench:
                 plan.digest,
                 task_setup(loaded, task, limit, data),
                 lambda task=task: commonsense.evaluate(
-                    self.sliced(loaded, plan),
+                    self.sliced(loaded, plan, progress=progress),
                     loaded.tokenizer,
                     [task],
                     limit=limit,
@@ -204,7 +228,7 @@ class Workbench:
         """
         models = {"dense": loaded.model}
         if not plan.is_empty:
-            models["pruned"] = self.sliced(loaded, plan)
+            models["pruned"] = self.sliced(loaded, plan, progress=progress)
         machine = self.machine(loaded, progress=progress)
         result = speed.measure(models, progress=progress, **options) | {"machine": machine.as_dict()}
         setup = result["dense"]["setup"]
@@ -240,24 +264,6 @@ class Workbench:
         return self._machines[key]
 
 
-class _KeptGrams(Sequence):
-    """The Gram matrices of all layers, each read from the cache when it is looked at."""
-
-    def __init__(self, bench: Workbench, loaded: LoadedModel, windows: TokenWindows) -> None:
-        self._bench, self._loaded, self._windows = bench, loaded, windows
-
-    def __len__(self) -> int:
-        return len(self._loaded.shape.layers)
-
-    def __getitem__(self, layer: int) -> statistics.LayerGrams:
-        key = _evidence_key("grams", self._loaded, self._windows, range(len(self))[layer])
-        find = lambda: self._bench.store.find_statistics(key, statistics.LayerGrams)  # noqa: E731
-        if (found := find()) is None:  # damaged, or deleted meanwhile
-            self._bench._collect_grams(self._loaded, self._windows, no_progress)
-            found = find()
-        return found[0]
-
-
 def prepare_demo(progress: Progress = no_progress) -> None:
     """Fetch the demo model and compute what the dashboard's first screens show.
 
@@ -289,21 +295,6 @@ def task_setup(loaded: LoadedModel, task: str, limit: int | None, data: Data) ->
     """Everything but model and plan that a task's accuracy depends on."""
     harness = {"lm_eval": version("lm_eval"), "tokenizer": loaded.tokenizer_digest}
     return {"task": task, "limit": limit, "data": data, **harness, **_numerics(loaded)}
-
-
-_KINDS = {"activations": statistics.LayerStatistics, "gradients": gradients.LayerGradients}
-_VERSIONS = {"activations": statistics.VERSION, "grams": statistics.VERSION, "gradients": gradients.VERSION}
-
-
-def _evidence_key(kind: str, loaded: LoadedModel, windows: TokenWindows, layer: int | None = None) -> Key:
-    return {
-        "kind": kind,
-        "layer": layer,
-        "version": _VERSIONS[kind],
-        "model": loaded.shape.fingerprint,
-        "windows": windows.digest,
-        **_numerics(loaded),
-    }
 
 
 def _numerics(loaded: LoadedModel) -> Key:

@@ -136,6 +136,8 @@ class LayerShape:
     head_weights: int  # as `head_parameters`, biases left out: what a matrix product reads
     kv_weights: int
     neuron_weights: int
+    o_bias: bool = False  # whether the output projection has one
+    down_bias: bool = False
     sliding_window: int | None = None  # tokens this layer's attention looks back on; None: all of them
 
     @property
@@ -216,6 +218,8 @@ def _layer_shape(parts: LayerParts) -> LayerShape:
         head_weights=2 * head_dim * hidden,
         kv_weights=2 * head_dim * hidden,
         neuron_weights=(len(parts.up) + 1) * hidden,
+        o_bias=parts.o.bias is not None,
+        down_bias=parts.down.bias is not None,
         sliding_window=sliding_window(parts.attention),
     )
 

@@ -1,0 +1,89 @@
+"""What criteria and repairs need to know of a model on a text: collected at most once, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from amp_explore import gradients, statistics
+from amp_explore.calibration import TokenWindows
+from amp_explore.criteria import Evidence
+from amp_explore.models.loading import LoadedModel
+from amp_explore.plan import PruningPlan
+from amp_explore.progress import Progress, no_progress
+from amp_explore.slicing import mask
+from amp_explore.store import Key, Store
+
+_VERSIONS = {"activations": statistics.VERSION, "grams": statistics.VERSION, "gradients": gradients.VERSION}
+
+
+class Observation:
+    """A dense model, or the one without a plan's units, on calibration windows.
+
+    `setup` is what results depend on besides these three.
+    """
+
+    def __init__(
+        self, store: Store, loaded: LoadedModel, windows: TokenWindows, setup: Key, plan: PruningPlan | None = None
+    ) -> None:
+        masked = plan is not None and not plan.is_empty
+        self._store, self._windows = store, windows
+        self._model = replace(loaded, model=mask(loaded, plan)) if masked else loaded
+        self._key = {"model": loaded.shape.fingerprint, "windows": windows.digest, **setup}
+        if masked:
+            self._key["plan"] = plan.digest
+        self._layers = len(loaded.shape.layers)
+
+    def evidence(self, needs: Collection[str], progress: Progress = no_progress) -> Evidence:
+        """The fields of `Evidence` that are needed."""
+        if "grams" in needs and not self._has_grams():
+            self._collect_grams(progress)
+        found: dict[str, Any] = {"grams": _KeptGrams(self)} if "grams" in needs else {}
+        if "activations" in needs:
+            collect = lambda: statistics.collect(self._model, self._windows, progress=progress)  # noqa: E731
+            found["activations"] = self._store.statistics(self._named("activations"), collect)
+        if "gradients" in needs:
+            collect = lambda: gradients.collect(self._model, self._windows, progress=progress)  # noqa: E731
+            found["gradients"] = self._store.statistics(self._named("gradients"), collect, gradients.LayerGradients)
+        return Evidence(**found)
+
+    def has(self, needs: Collection[str]) -> bool:
+        """Whether `evidence` will answer at once."""
+        kinds = {"activations": statistics.LayerStatistics, "gradients": gradients.LayerGradients}
+        small = (self._store.find_statistics(self._named(kind), kinds[kind]) for kind in kinds if kind in needs)
+        return all(found is not None for found in small) and ("grams" not in needs or self._has_grams())
+
+    def grams(self, layer: int) -> statistics.LayerGrams:
+        """One layer's Gram matrices, which must have been collected."""
+        find = lambda: self._store.find_statistics(self._named("grams", layer), statistics.LayerGrams)  # noqa: E731
+        if (found := find()) is None:  # damaged, or deleted meanwhile
+            self._collect_grams(no_progress)
+            found = find()
+        return found[0]
+
+    def _named(self, kind: str, layer: int | None = None) -> Key:
+        return {"kind": kind, "layer": layer, "version": _VERSIONS[kind], **self._key}
+
+    def _has_grams(self) -> bool:
+        return all(self._store.has_statistics(self._named("grams", layer)) for layer in range(self._layers))
+
+    def _collect_grams(self, progress: Progress) -> None:
+        """Keep the activation statistics, and the Gram matrices layer by layer: together they may be gigabytes."""
+        layers, grams = statistics.collect_with_grams(self._model, self._windows, progress=progress)
+        self._store.put_statistics(self._named("activations"), layers)
+        for number, layer in enumerate(grams):
+            self._store.put_statistics(self._named("grams", number), (layer,))
+
+
+class _KeptGrams(Sequence):
+    """The Gram matrices of all layers, each read from the cache when it is looked at."""
+
+    def __init__(self, observation: Observation) -> None:
+        self._observation = observation
+
+    def __len__(self) -> int:
+        return self._observation._layers
+
+    def __getitem__(self, layer: int) -> statistics.LayerGrams:
+        return self._observation.grams(range(len(self))[layer])

@@ -1,0 +1,192 @@
+"""From a recipe to a plan: criterion, budget and repair by name, and the passes over text that they need.
+
+The dashboard, the command line and the comparison all make their plans here, so equal recipes give equal plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from amp_explore import criteria
+from amp_explore.allocation import (
+    Order,
+    allocate,
+    allocate_globally,
+    angular_weights,
+    protecting_weights,
+    rank,
+)
+from amp_explore.calibration import TokenWindows
+from amp_explore.criteria import Scores
+from amp_explore.errors import AmpExploreError
+from amp_explore.models.loading import LoadedModel
+from amp_explore.plan import PruningPlan
+from amp_explore.progress import Progress, no_progress, part
+from amp_explore.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How a budget is shared between layers; the words are shown to people. `needs` names fields of `Evidence`."""
+
+    title: str
+    says: str
+    formula: str
+    source: str
+    needs: frozenset[str] = frozenset()
+
+
+ALLOCATIONS: dict[str, Allocation] = {
+    "uniform": Allocation(
+        title="Uniform",
+        says="The same share of heads and of neurons from every layer.",
+        formula="s_l = r P / Σ P_l",
+        source="AMP, arXiv 2504.21174",
+    ),
+    "protect": Allocation(
+        title="Ends whole",
+        says="The first and the last layers stay whole, the others share alike.",
+        formula="s_l = 0 for l < first and l ≥ L − last",
+        source="LLM-Pruner, arXiv 2305.11627",
+    ),
+    "angular": Allocation(
+        title="By angle",
+        says="Layers that turn the hidden state less lose more.",
+        formula="s_l ∝ 1 − σ(z_l), z the standardised angle between what enters and what leaves",
+        source="CFSP, arXiv 2409.13199",
+        needs=frozenset({"activations"}),
+    ),
+    "global": Allocation(
+        title="One threshold",
+        says="The lowest scores of the whole model go, standardised within each layer.",
+        formula="(s − mean_l) / std_l; a head counts as its parameters do",
+        source="FLAP, arXiv 2312.11983",
+    ),
+    "iterative": Allocation(
+        title="Small steps",
+        says="Prunes uniformly in equal steps, and scores the pruned model anew before each.",
+        formula="r k / n at step k of n",
+        source="Adapt-Pruner, arXiv 2502.03460",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what goes, apart from the model and the calibration text.
+
+    `ratio` is the share of all parameters. `first` and `last` are the layers that `protect` leaves whole, `steps` those
+    of `iterative`; `multiple` is for uniform, protect and angular (see `allocation.allocate`).
+    """
+
+    ratio: float
+    criterion: str = "amp"
+    heads_criterion: str | None = None
+    allocation: str = "uniform"
+    order: Order = "standard"
+    seed: int = 0
+    multiple: int = 1
+    first: int = 1
+    last: int = 1
+    steps: int = 5
+
+    def check(self) -> None:
+        """Raise `AmpExploreError` for names and numbers that do not work, before any work is done."""
+        if self.allocation not in ALLOCATIONS:
+            raise AmpExploreError(f"allocation {self.allocation!r} is not known; use one of {', '.join(ALLOCATIONS)}")
+        criteria.check(self.criterion, self.heads_criterion)
+        if self.multiple > 1 and self.allocation in ("global", "iterative"):
+            raise AmpExploreError(f"widths in multiples are not for the allocation {self.allocation!r}; take uniform")
+        if self.steps < 1:
+            raise AmpExploreError(f"{self.steps} steps are none; give 1 or more")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of `Evidence` that the plan is made from."""
+        scored = criteria.needs(self.criterion, self.heads_criterion) if self.order != "random" else frozenset()
+        return scored | ALLOCATIONS[self.allocation].needs
+
+    def made_by(self) -> dict[str, Any]:
+        """What a plan says of how it was made."""
+        said = {"criterion", "allocation", "order", "ratio", "seed"}
+        said |= {"first", "last"} if self.allocation == "protect" else set()
+        said |= {"steps"} if self.allocation == "iterative" else set()
+        usual = Recipe(self.ratio)
+        return {name: value for name, value in vars(self).items() if name in said or value != getattr(usual, name)}
+
+
+def make_plan(
+    bench: Workbench,
+    loaded: LoadedModel,
+    windows: TokenWindows | None,
+    recipe: Recipe,
+    *,
+    scores: Scores | None = None,
+    locked: Collection[int] = (),
+    current: PruningPlan | None = None,
+    progress: Progress = no_progress,
+) -> PruningPlan:
+    """The plan of a recipe. Takes a pass over the windows where what it needs was not collected yet.
+
+    `scores` may stand in for the recipe's own; `windows` may be None where nothing is collected. Layers in `locked` stay as they are in `current`.
+
+    Raises:
+        AmpExploreError: the recipe does not work, for this model or at all.
+    """
+    recipe.check()
+    shape = loaded.shape
+    if scores is None and recipe.order != "random":
+        scores = bench.scores(loaded, windows, recipe.criterion, recipe.heads_criterion, progress=progress)
+    ranking = rank(shape, scores, recipe.order, recipe.seed)
+    kept = {"locked": locked, "current": current}
+    if recipe.allocation == "global":
+        if recipe.order == "random":
+            raise AmpExploreError("units in random order have no scores to set one threshold for; take uniform")
+        sign = -1 if recipe.order == "reversed" else 1
+        signed = Scores(tuple(sign * s for s in scores.heads), tuple(sign * s for s in scores.neurons))
+        plan = allocate_globally(ranking, signed, recipe.ratio, **kept)
+    elif recipe.allocation == "iterative":
+        plan = _iterative(bench, loaded, windows, recipe, kept, progress)
+    else:
+        weights = None
+        if recipe.allocation == "protect":
+            weights = protecting_weights(len(shape.layers), recipe.first, recipe.last)
+        if recipe.allocation == "angular":
+            weights = angular_weights(bench.evidence(loaded, windows, progress=progress).activations)
+        plan = allocate(ranking, recipe.ratio, weights=weights, multiple=recipe.multiple, **kept)
+    return plan.described(**recipe.made_by())
+
+
+def _iterative(
+    bench: Workbench,
+    loaded: LoadedModel,
+    windows: TokenWindows,
+    recipe: Recipe,
+    kept: dict[str, Any],
+    progress: Progress,
+) -> PruningPlan:
+    """Prune a little, score what is left on the pruned model, prune a little more."""
+    if recipe.order != "standard":
+        raise AmpExploreError("small steps are for the lowest scores first; take uniform for the other orders")
+    plan = PruningPlan.empty(loaded.shape)
+    needs = criteria.needs(recipe.criterion, recipe.heads_criterion)
+    for step in range(1, recipe.steps + 1):
+        within = part(progress, step - 1, recipe.steps)
+        evidence = bench.evidence(loaded, windows, needs, plan=plan, progress=within)
+        scores = criteria.score(loaded, evidence, recipe.criterion, recipe.heads_criterion)
+        ranking = rank(loaded.shape, _gone_first(scores, plan))
+        plan = allocate(ranking, recipe.ratio * step / recipe.steps, **kept)
+    return plan
+
+
+def _gone_first(scores: Scores, plan: PruningPlan) -> Scores:
+    """The scores, in which what is gone already is lower than all that is left."""
+
+    def lowered(values: tuple[np.ndarray, ...], gone: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        return tuple(np.where(mask, layer.min() - 1, layer) for layer, mask in zip(values, gone, strict=True))
+
+    return Scores(lowered(scores.heads, plan.heads), lowered(scores.neurons, plan.neurons))

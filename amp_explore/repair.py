@@ -1,0 +1,290 @@
+"""Training-free repair: what remains of a layer is fitted to make up for what went.
+
+After the units R went and K stayed, the output projection and the down projection W are solved anew, in closed form, on
+calibration text, so that they give what they gave before:
+
+    bias           their outputs' means: `b' = b + W_R E[x_R]` (FLAP, An et al. 2023, arXiv 2312.11983)
+    least-squares  their outputs, on the inputs that the dense model sends them:
+                   `W_K' = W_K + W_R G_RK (G_KK + r I)^-1`, G the Gram matrix of the inputs (OSSCAR, arXiv 2403.12983)
+    sequential     from the lowest layer up, on the inputs that the repaired layers below really send; the target is the
+                   hidden state of the dense model, so that each layer also mends what went wrong below it
+
+The ridge r is chosen for each projection on windows that took no part in the fit. A pull towards the weights that were
+there, not towards zero, makes the plain sliced layer the limit of a large ridge: where nothing fits better on the
+windows held out, nothing is changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from amp_explore.calibration import TokenWindows
+from amp_explore.criteria import Evidence
+from amp_explore.errors import AmpExploreError
+from amp_explore.layerwise import OneLayer, input_of
+from amp_explore.models.families import decoder_layers, share, weight_of
+from amp_explore.models.loading import LoadedModel
+from amp_explore.plan import PruningPlan
+from amp_explore.progress import Progress, no_progress
+from amp_explore.slicing import NoAttention, slice_layer
+from amp_explore.statistics import split_windows
+
+VERSION = 1
+"""Part of every key of something repaired; goes up whenever a repair gives other numbers."""
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""What is tried, as multiples of the mean diagonal of the Gram matrix."""
+
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one repair works; `says`, `formula` and `source` are shown to people. `needs` names fields of `Evidence`."""
+
+    title: str
+    says: str
+    formula: str
+    source: str
+    needs: frozenset[str]
+
+
+METHODS: dict[str, Method] = {
+    "bias": Method(
+        title="Bias",
+        says="What the removed units put out on average goes into a bias.",
+        formula="b' = b + W_R E[x_R]",
+        source="FLAP, An et al. 2023, arXiv 2312.11983",
+        needs=frozenset({"activations"}),
+    ),
+    "least-squares": Method(
+        title="Least squares",
+        says="What is left of each layer is fitted to give what the whole layer gave.",
+        formula="W_K' = W_K + W_R G_RK (G_KK + rI)⁻¹",
+        source="OSSCAR, Meng et al. 2024, arXiv 2403.12983",
+        needs=frozenset({"grams"}),
+    ),
+    "sequential": Method(
+        title="Least squares, layer upon layer",
+        says="From the lowest layer up, each is fitted on what the repaired layers below really send. Takes minutes.",
+        formula="min ‖h_dense − h − W_K' x_K‖², x and h as they are by then",
+        source="SlimGPT, Ling et al. 2024, arXiv 2412.18110",
+        needs=frozenset(),
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What a sequential repair found for one layer: the weights (hidden, in) of its output and its down projection;
+    empty where there is nothing to fit."""
+
+    attention: torch.Tensor
+    mlp: torch.Tensor
+
+
+def ridge_fit(
+    cross: torch.Tensor, gram: torch.Tensor, cross_held_out: torch.Tensor, gram_held_out: torch.Tensor
+) -> tuple[torch.Tensor, float | None, float]:
+    """The change D (out, in) of a projection that minimises `E||r - D x||^2 + ridge ||D||^2`, solved in float64.
+
+    `cross` is `E[r x^T]` (out, in), `gram` is `E[x x^T]` (in, in); the ridge is the one of `RIDGES` with the least
+    error on the second pair.
+
+    Returns D, its ridge (None if every ridge made it worse; D is zero then), and `E||r - D x||^2 - E||r||^2` held out.
+    """
+    best, chosen, least = torch.zeros_like(cross, dtype=torch.float64), None, 0.0
+    gram, cross, cross_held_out = gram.double(), cross.double(), cross_held_out.double()
+    gram_held_out = gram_held_out.double()
+    scale = gram.diagonal().mean()
+    if not scale > 0 or not torch.isfinite(scale):  # a block that nothing enters has nothing to fit
+        return best, chosen, least
+    for ridge in RIDGES:
+        factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(len(gram), device=gram.device))
+        if failed:  # rounding has made a singular matrix negative somewhere: a larger ridge mends that
+            continue
+        change = torch.cholesky_solve(cross.T, factor).T
+        error = ((change @ gram_held_out - 2 * cross_held_out) * change).sum().item()
+        if error < least:
+            best, chosen, least = change, ridge, error
+    return best, chosen, least
+
+
+def repair_layer(loaded: LoadedModel, plan: PruningPlan, number: int, evidence: Evidence) -> nn.Module:
+    """One decoder layer without the plan's units, repaired in one shot: `bias` or `least-squares`.
+
+    Raises:
+        AmpExploreError: weights are spread over devices or offloaded.
+    """
+    _refuse_shards(loaded)
+    layer = slice_layer(loaded, plan, number)
+    whole = dict(_projections(decoder_layers(loaded.model)[number], loaded))
+    gone = _removed_inputs(plan, number)
+    for block, projection in _projections(layer, loaded):
+        removed = gone[block]
+        if not removed.any():
+            continue
+        lost = weight_of(whole[block]).double().cpu()[:, removed]  # (hidden, removed)
+        if plan.repair.method == "bias":
+            activations = evidence.activations[number]
+            mean = activations.attention_mean if block == "attention" else activations.neuron_mean
+            _add_bias(projection, lost @ mean.double()[removed], weight_of(whole[block]))
+        elif not removed.all():
+            grams = evidence.grams[number]
+            both = [gram.double() for gram in (getattr(grams, block), getattr(grams, f"{block}_held_out"))]
+            fitting, checking = [(lost @ gram[removed][:, ~removed], gram[~removed][:, ~removed]) for gram in both]
+            change, _, _ = ridge_fit(*fitting, *checking)
+            _set_weight(projection, projection.weight.double() + change.to(projection.weight.device))
+    return layer
+
+
+def refitted_layer(loaded: LoadedModel, plan: PruningPlan, number: int, fits: Sequence[Fit]) -> nn.Module:
+    """One decoder layer without the plan's units, with the weights that `fit_sequentially` found for it."""
+    layer = slice_layer(loaded, plan, number)
+    for block, projection in _projections(layer, loaded):
+        if (weight := getattr(fits[number], block)).numel():
+            _set_weight(projection, weight)
+    return layer
+
+
+def fit_sequentially(
+    loaded: LoadedModel, plan: PruningPlan, windows: TokenWindows, *, progress: Progress = no_progress
+) -> tuple[Fit, ...]:
+    """Slice and fit the layers from the lowest one that the plan touches, one after the other.
+
+    The hidden states of all windows, of the dense model and of the repaired one, are in memory for one layer at a time.
+    `progress` counts layers and may cancel before each.
+    """
+    _refuse_shards(loaded)
+    layers = plan.changed_layers
+    nothing = {"attention": torch.empty(0), "mlp": torch.empty(0)}
+    fits = [Fit(**nothing) for _ in plan.heads]
+    with torch.inference_mode():
+        batches = _batches(windows, loaded.device)
+        dense = [_entering(loaded, layers[0], ids) for _, ids in batches]  # (B, T, d) each
+        ours = list(dense)
+        for done, number in enumerate(layers):
+            progress(done, len(layers), "repair")
+            whole = _Traced(loaded, number, share(decoder_layers(loaded.model)[number]))
+            left = _Traced(loaded, number, slice_layer(loaded, plan, number))
+            targets = [whole(states) for states in dense]
+            for block, projection in left.projections.items():
+                if not projection.in_features:
+                    continue
+                sums = (_Sums(), _Sums())  # of the windows to fit on, and of those held out
+                for (held_out, _), states, target in zip(batches, ours, targets, strict=True):
+                    sums[held_out].add(*left.lacks(block, states, target))
+                change, _, _ = ridge_fit(sums[0].cross, sums[0].gram, sums[1].cross, sums[1].gram)
+                _set_weight(projection, projection.weight.double() + change)
+            ours = [left(states).leaves for states in ours]
+            dense = [target.leaves for target in targets]
+            found = {block: projection.weight.data for block, projection in left.projections.items()}
+            fits[number] = Fit(**nothing | found)
+    progress(len(layers), len(layers), "repair")
+    return tuple(fits)
+
+
+@dataclass(frozen=True, eq=False)
+class _Trace:
+    """What passed through a layer: the hidden states that entered and left it, and each projection's output."""
+
+    enters: torch.Tensor
+    leaves: torch.Tensor
+    outputs: dict[str, torch.Tensor]
+
+    def before(self, block: str) -> torch.Tensor:
+        """The hidden states that the block's output is added to."""
+        return self.enters if block == "attention" else self.leaves - self.outputs[block]
+
+
+class _Traced:
+    """One layer, run on hidden states, whose projections are looked at."""
+
+    def __init__(self, loaded: LoadedModel, number: int, layer: nn.Module) -> None:
+        self.run = OneLayer(loaded.model, number, layer)
+        self.projections = {
+            block: projection for block, projection in _projections(layer, loaded) if isinstance(projection, nn.Linear)
+        }
+        # Where a norm stands behind the projections, what is missing in the residual stream is not theirs to give.
+        self.follows = not hasattr(layer, "post_feedforward_layernorm")
+        self.inputs: dict[str, torch.Tensor] = {}
+        self.outputs: dict[str, torch.Tensor] = {}
+        for block, projection in self.projections.items():
+            projection.register_forward_hook(lambda _, inputs, output, block=block: self._see(block, inputs[0], output))
+
+    def _see(self, block: str, entered: torch.Tensor, output: torch.Tensor) -> None:
+        self.inputs[block], self.outputs[block] = entered, output
+
+    def __call__(self, states: torch.Tensor) -> _Trace:
+        leaves = self.run(states)
+        return _Trace(states, leaves, dict(self.outputs))
+
+    def lacks(self, block: str, states: torch.Tensor, target: _Trace) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens, hidden): what the block's projection should put out beyond what it does, for the hidden states
+        behind it to be those of the dense model; and the projection's input (tokens, in)."""
+        trace = self(states)
+        missing = target.outputs.get(block, 0) - trace.outputs[block]
+        if self.follows:
+            missing = missing + target.before(block) - trace.before(block)
+        return missing.flatten(0, 1).float(), self.inputs[block].flatten(0, 1).float()
+
+
+class _Sums:
+    """Sums over tokens of r x^T and x x^T, float32 products summed in float64."""
+
+    cross: torch.Tensor | float = 0.0
+    gram: torch.Tensor | float = 0.0
+
+    def add(self, missing: torch.Tensor, inputs: torch.Tensor) -> None:
+        self.cross = self.cross + (missing.T @ inputs).double()
+        self.gram = self.gram + (inputs.T @ inputs).double()
+
+
+def _batches(windows: TokenWindows, device: torch.device) -> list[tuple[bool, torch.Tensor]]:
+    """(whether held out, ids (B, T)): windows of equal length together, so that nothing is padded."""
+    tokens, found = _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"]), []
+    for held_out, part in enumerate(split_windows(windows)):
+        for length, alike in itertools.groupby(sorted(part, key=len), len):
+            stacked = torch.stack(list(alike)).split(max(1, tokens // length))
+            found += [(bool(held_out), ids.to(device)) for ids in stacked]
+    return found
+
+
+def _entering(loaded: LoadedModel, number: int, ids: torch.Tensor) -> torch.Tensor:
+    """What enters a layer of the dense model."""
+    model = share(loaded.model)
+    return input_of(decoder_layers(model)[number], lambda: model.model(ids, use_cache=False))
+
+
+def _refuse_shards(loaded: LoadedModel) -> None:
+    if hasattr(loaded.model, "hf_device_map"):
+        raise AmpExploreError("a repair needs the whole model on one device; leave the plan unrepaired")
+
+
+def _projections(layer: nn.Module, loaded: LoadedModel) -> Iterator[tuple[str, nn.Module]]:
+    """("attention" or "mlp", the projection that is left of it): `NoAttention` stands in for one without heads."""
+    attention = layer.self_attn
+    yield "attention", attention if isinstance(attention, NoAttention) else getattr(attention, loaded.family.o)
+    yield "mlp", getattr(layer.mlp, loaded.family.down)
+
+
+def _removed_inputs(plan: PruningPlan, number: int) -> dict[str, torch.Tensor]:
+    """(in,) bool for each block: which inputs of its dense projection are gone."""
+    head_dim = plan.shape.layers[number].head_dim
+    masks = {"attention": plan.heads[number].repeat(head_dim), "mlp": plan.neurons[number].copy()}
+    return {block: torch.from_numpy(mask) for block, mask in masks.items()}
+
+
+def _set_weight(projection: nn.Linear, weight: torch.Tensor) -> None:
+    like = projection.weight
+    projection.weight = nn.Parameter(weight.to(like.device, like.dtype), requires_grad=False)
+
+
+def _add_bias(projection: nn.Module, change: torch.Tensor, like: torch.Tensor) -> None:
+    total = change.to(like.device) + (0 if projection.bias is None else projection.bias.double())
+    projection.bias = nn.Parameter(total.to(like.dtype), requires_grad=False)
