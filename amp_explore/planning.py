@@ -132,25 +132,26 @@ def make_plan(
 ) -> PruningPlan:
     """The plan of a recipe. Takes a pass over the windows where what it needs was not collected yet.
 
-    `scores` may stand in for the recipe's own; `windows` may be None where nothing is collected. Layers in `locked` stay as they are in `current`.
+    `scores` may stand in for the recipe's own; `windows` may be None where nothing is collected. Layers in `locked`
+    stay as they are in `current`.
 
     Raises:
         AmpExploreError: the recipe does not work, for this model or at all.
     """
     recipe.check()
     shape = loaded.shape
-    if scores is None and recipe.order != "random":
+    if scores is None and recipe.order != "random" and recipe.allocation != "iterative":
         scores = bench.scores(loaded, windows, recipe.criterion, recipe.heads_criterion, progress=progress)
-    ranking = rank(shape, scores, recipe.order, recipe.seed)
     kept = {"locked": locked, "current": current}
+    if recipe.allocation == "iterative":
+        return _iterative(bench, loaded, windows, recipe, kept, progress).described(**recipe.made_by())
+    ranking = rank(shape, scores, recipe.order, recipe.seed)
     if recipe.allocation == "global":
         if recipe.order == "random":
             raise AmpExploreError("units in random order have no scores to set one threshold for; take uniform")
         sign = -1 if recipe.order == "reversed" else 1
         signed = Scores(tuple(sign * s for s in scores.heads), tuple(sign * s for s in scores.neurons))
         plan = allocate_globally(ranking, signed, recipe.ratio, **kept)
-    elif recipe.allocation == "iterative":
-        plan = _iterative(bench, loaded, windows, recipe, kept, progress)
     else:
         weights = None
         if recipe.allocation == "protect":

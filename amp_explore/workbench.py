@@ -125,6 +125,18 @@ class Workbench:
         kept = self._kept_of(loaded)
         return slice_model(loaded, plan, lambda *which: kept.layer(make, *which))
 
+    def is_ready(self, loaded: LoadedModel, plan: PruningPlan) -> bool:
+        """Whether `sliced` takes no long work first: what a repair needs was collected, or fitted, already."""
+        if plan.is_empty or plan.repair is None:
+            return True
+        if plan.repair.method == "sequential":
+            return self.store.has_statistics(self._fits_key(loaded, plan))
+        windows = self.repair_windows(loaded, plan.repair)
+        return self.has_evidence(loaded, windows, repair.METHODS[plan.repair.method].needs)
+
+    def _fits_key(self, loaded: LoadedModel, plan: PruningPlan) -> Key:
+        return {"kind": "repair", "version": repair.VERSION, "plan": plan.digest, **_numerics(loaded)}
+
     def _repairing(self, loaded: LoadedModel, plan: PruningPlan, progress: Progress) -> LayerOf:
         """What makes the repaired layers of a plan."""
         windows = self.repair_windows(loaded, plan.repair)
@@ -132,9 +144,8 @@ class Workbench:
             method = repair.METHODS[plan.repair.method]
             evidence = self.evidence(loaded, windows, method.needs, progress=progress)
             return lambda *which: repair.repair_layer(*which, evidence)
-        key = {"kind": "repair", "version": repair.VERSION, "plan": plan.digest, **_numerics(loaded)}
         compute = lambda: repair.fit_sequentially(loaded, plan, windows, progress=progress)  # noqa: E731
-        fits = self.store.statistics(key, compute, repair.Fit)
+        fits = self.store.statistics(self._fits_key(loaded, plan), compute, repair.Fit)
         return lambda *which: repair.refitted_layer(*which, fits)
 
     def repair_by(self, loaded: LoadedModel, method: RepairMethod, **text: Any) -> Repair:

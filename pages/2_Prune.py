@@ -1,47 +1,127 @@
 """Prune: decide by ratio, by curve or by hand what goes, and see at once what that does."""
 
+from dataclasses import replace
+from functools import partial
+
 import streamlit as st
 
-from amp_explore.allocation import allocate, allocate_by_unit, random_like, rank, ratio_of_layers
+from amp_explore.allocation import allocate_by_unit, random_like, rank, ratio_of_layers
+from amp_explore.costs import removed_parameters
 from amp_explore.errors import AmpExploreError
+from amp_explore.planning import ALLOCATIONS, Recipe, make_plan
+from amp_explore.repair import METHODS
 from amp_explore.ui import editors
 from amp_explore.ui.live import live_panel
-from amp_explore.ui.shell import open_page, scores_or_wait, scoring_options
+from amp_explore.ui.session import repair_of, windows_of, workbench
+from amp_explore.ui.shell import latest_job, open_page, scores_or_wait, scoring_options, show_failure, start, wait_for
 
 state = open_page("Prune")
 shape = state.loaded.shape
 MOST = int(1000 * shape.prunable_parameters / shape.parameters) / 10  # percent of all parameters that can go
-with st.expander("Criterion, calibration and widths", icon=":material/tune:"):
-    scoring = scoring_options(st.container(), state.loaded)
-    st.segmented_control(
-        "Neurons stay in multiples of",
-        [1, 8, 16, 64, 128],
-        default=1,
-        required=True,
-        key="multiple",
-        help="A GPU multiplies odd widths up to four times slower. Counts for plans by parameters or layers.",
+
+
+def keep_size() -> None:
+    """Another criterion or budget: the plan is made anew, of the size that it has."""
+    if not state.plan.is_empty:
+        st.session_state.resize = removed_parameters(state.plan) / shape.parameters
+
+
+def repair_moved() -> None:
+    """Another repair, or another text to fit it on."""
+    method = st.session_state.repair
+    state.repair(None if method == "none" else repair_of(state.loaded, method, scoring.calibration))
+
+
+def budget_options() -> None:
+    """The pickers for how a budget is shared between layers, and for the repair."""
+    left, middle, right = st.columns(3)
+    allocation = left.selectbox(
+        "Budget across layers",
+        list(ALLOCATIONS),
+        format_func=lambda name: ALLOCATIONS[name].title,
+        key="allocation",
         persist_state="session",
+        on_change=keep_size,
+        help="\n\n".join(f"**{a.title}** {a.says} {a.formula} ({a.source})" for a in ALLOCATIONS.values()),
     )
+    chosen = ALLOCATIONS[allocation]
+    if allocation == "protect":
+        low, high = middle.columns(2)
+        most, kept = len(shape.layers) - 1, {"persist_state": "session", "on_change": keep_size}
+        low.number_input("Whole at the bottom", 0, most, 1, key="first", **kept)
+        high.number_input("Whole at the top", 0, most, 1, key="last", **kept)
+    elif allocation == "iterative":
+        middle.number_input("Steps", 1, 20, 5, key="steps", persist_state="session", on_change=keep_size)
+    elif allocation != "global":
+        middle.segmented_control(
+            "Neurons stay in multiples of",
+            [1, 8, 16, 64, 128],
+            default=1,
+            required=True,
+            key="multiple",
+            help="A GPU multiplies odd widths up to four times slower. Counts for plans by parameters or layers.",
+            persist_state="session",
+            on_change=keep_size,
+        )
+    st.session_state.repair = state.plan.repair.method if state.plan.repair else "none"
+    right.selectbox(
+        "Repair",
+        ["none", *METHODS],
+        format_func=lambda name: METHODS[name].title if name in METHODS else "None",
+        key="repair",
+        on_change=repair_moved,
+        help="\n\n".join(f"**{m.title}** {m.says} {m.formula} ({m.source})" for m in METHODS.values()),
+    )
+    st.caption(f"**{chosen.title}** {chosen.says} {chosen.formula} · {chosen.source}")
+    if method := METHODS.get(st.session_state.repair):
+        st.caption(f"**{method.title}** {method.says} {method.formula} · {method.source}")
+
+
+with st.expander("Criterion, calibration, budget and repair", icon=":material/tune:"):
+    scoring = scoring_options(st.container(), state.loaded, keep_size)
+    budget_options()
 scores = scores_or_wait(state, scoring)
 if scores is None:
     st.stop()
 
 
 def plan_by_ratio(ratio: float, order: str, seed: int = 0) -> None:
-    """Put AMP's uniform allocation at this ratio in place of the plan; locked layers stay."""
+    """Put the plan of this size, by the criterion and the budget that are chosen, in place of the plan."""
+    chosen = {name: st.session_state[name] for name in ("allocation", "first", "last", "steps", "multiple")
+              if name in st.session_state}  # fmt: skip
+    recipe = Recipe(ratio, scoring.criterion, scoring.heads, order=order, seed=seed, **chosen)
+    if recipe.allocation in ("global", "iterative"):
+        recipe = replace(recipe, multiple=1)
+    bench, loaded, windows = workbench(), state.loaded, windows_of(state.loaded, scoring.calibration)
+    make = partial(
+        make_plan, bench, loaded, windows, recipe, locked=state.locked_layers, current=state.plan.repaired(None)
+    )
     try:
-        plan = allocate(
-            rank(shape, scores, order, seed),
-            ratio,
-            locked=state.locked_layers,
-            current=state.plan,
-            multiple=st.session_state.multiple,
-        )
+        recipe.check()
+        if recipe.allocation == "iterative" or not bench.has_evidence(
+            loaded, windows, ALLOCATIONS[recipe.allocation].needs
+        ):
+            start("Planning", f"plan:{state.id}", lambda job: make(progress=job))
+        else:
+            state.edit(make(scores=None if order == "random" else scores))
     except AmpExploreError as error:
         state.notice(error)
+
+
+def planned() -> None:
+    """Take over a plan that took its time, or show how far it is."""
+    topic = f"plan:{state.id}"
+    show_failure(topic)
+    job = latest_job(topic)
+    if job is None or job.id == st.session_state.get("planned"):
         return
-    made_by = {**scoring.made_by(), "allocation": "uniform", "order": order, "ratio": ratio, "seed": seed}
-    state.edit(plan.described(**made_by, multiple_of=st.session_state.multiple))
+    if job.active:
+        wait_for(job)
+        return
+    st.session_state.planned = job.id
+    if job.state == "done":
+        state.edit(job.result)
+        st.rerun()
 
 
 def plan_by_units(heads: float, neurons: float, order: str) -> None:
@@ -132,8 +212,11 @@ def presets() -> None:
     )
 
 
+if "resize" in st.session_state:
+    plan_by_ratio(min(st.session_state.pop("resize"), MOST / 100), st.session_state.get("order", "standard"))
 work, numbers = st.columns([3, 2], gap="large")
 with work:
+    planned()
     master()
     presets()
     view = st.segmented_control(

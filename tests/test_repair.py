@@ -1,4 +1,4 @@
-"""Repaired models: still plainly sliced, closer to the dense one, reproducible, and safe where nothing can be fitted."""
+"""Repaired models: still plainly sliced, closer to the dense one, reproducible, safe where nothing can be fitted."""
 
 import copy
 from dataclasses import replace

@@ -32,6 +32,8 @@ def shade(grid: np.ndarray, scale: Scale) -> tuple[np.ndarray, str, str]:
     """
     if np.isnan(grid).all():
         return grid, "", ""
+    if np.nanmax(grid) <= 0:
+        scale = "linear" if scale == "log" else scale  # scores that are negative throughout have no logarithm
     values = np.log10(np.maximum(grid, np.nanmax(grid) * 1e-9 or 1e-30)) if scale == "log" else grid
     axis = 1 if scale == "per layer" else None
     low = np.nanpercentile(values, 1, axis=axis, keepdims=True)
@@ -215,3 +217,108 @@ def speed_curves(rows: pd.DataFrame) -> go.Figure:
 
 def _height(layers: int) -> int:
     return min(max(240, 20 * layers + 60), 1100)
+
+
+def score_against_damage(scores: Sequence[np.ndarray], damage: Sequence[np.ndarray], title: str) -> go.Figure:
+    """One point per head: its score across, the measured rise of the loss up, coloured by layer."""
+    layer = np.concatenate([np.full(len(values), number) for number, values in enumerate(scores)])
+    head = np.concatenate([np.arange(len(values)) for values in scores])
+    x, y = np.concatenate(list(scores)), np.concatenate(list(damage))
+    there = np.isfinite(y)
+    figure = go.Figure(
+        go.Scatter(
+            x=x[there],
+            y=y[there],
+            mode="markers",
+            marker={"color": layer[there], "colorscale": "Viridis", "size": 7, "colorbar": {"title": "layer"}},
+            customdata=np.stack([layer, head], 1)[there],
+            hovertemplate="layer %{customdata[0]} · head %{customdata[1]}<br>score %{x:.4g}<br>"
+            "loss %{y:+.4f} nats<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title=f"score, {title}", type="log" if (x[there] > 0).all() else "linear")
+    figure.update_yaxes(title="rise of the loss, nats per token")
+    figure.update_layout(height=420, margin={"t": 20, "b": 50, "l": 60, "r": 10})
+    return figure
+
+
+def disagreement_map(one: Sequence[np.ndarray], other: Sequence[np.ndarray], title: str, truth: str) -> go.Figure:
+    """Layer by head: how much higher `one` ranks a head (share of all heads) than `other` does."""
+    grid = as_grid(one) - as_grid(other)
+    layers, heads = np.nonzero(~np.isnan(grid))
+    figure = go.Figure(
+        go.Heatmap(
+            z=grid,
+            hoverinfo="skip",
+            colorscale="RdBu",
+            zmid=0,
+            zmin=-1,
+            zmax=1,
+            xgap=1,
+            ygap=1,
+            colorbar={"tickvals": [-1, 0, 1], "ticktext": ["too low", "agree", "too high"], "thickness": 12},
+        )
+    )
+    figure.add_scatter(
+        x=heads,
+        y=layers,
+        mode="markers",
+        marker={"opacity": 0, "size": 14},
+        customdata=np.stack([layers, heads], 1),
+        text=[
+            f"layer {layer} · head {head}<br>{title}: {as_grid(one)[layer, head]:.0%} of heads lie below<br>"
+            f"{truth}: {as_grid(other)[layer, head]:.0%}"
+            for layer, head in zip(layers, heads, strict=True)
+        ],
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=False,
+    )
+    figure.update_xaxes(title="head", showgrid=False, zeroline=False, range=[-0.5, grid.shape[1] - 0.5])
+    figure.update_yaxes(title="layer", range=[len(grid) - 0.5, -0.5], showgrid=False, zeroline=False)
+    figure.update_layout(height=420, margin={"t": 20, "b": 50, "l": 50, "r": 10})
+    figure.update_layout(hovermode="closest", hoverdistance=-1)
+    return figure
+
+
+def agreement_matrix(values: np.ndarray, names: Sequence[str], title: str) -> go.Figure:
+    """Criteria by criteria, with the numbers written in."""
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=list(names),
+            y=list(names),
+            zmin=min(0.0, float(np.nanmin(values))),
+            zmax=1,
+            colorscale="Viridis",
+            texttemplate="%{z:.2f}",
+            textfont={"size": 10},
+            hovertemplate="%{y} · %{x}: %{z:.3f}<extra></extra>",
+            showscale=False,
+        )
+    )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(tickangle=-45)
+    figure.update_layout(height=520, title={"text": title, "font": {"size": 14}}, margin={"t": 40, "l": 10, "r": 10})
+    return figure
+
+
+def quality_curves(table: pd.DataFrame) -> go.Figure:
+    """Perplexity against what is left of the parameters: one line for each criterion, budget and repair."""
+    figure = go.Figure()
+    dense = table[table.criterion == "dense"]
+    for (criterion, budget, repair), rows in table[table.criterion != "dense"].groupby(
+        ["criterion", "allocation", "repair"], sort=False
+    ):
+        rows = pd.concat([dense, rows]).sort_values("parameters")
+        parts = [criterion, *([] if budget == "uniform" else [budget]), *([] if repair == "none" else [repair])]
+        figure.add_scatter(
+            x=rows.parameters / 1e6,
+            y=rows.perplexity,
+            mode="lines+markers",
+            name=" · ".join(parts),
+            hovertemplate="%{x:.1f} M parameters<br>perplexity %{y:.2f}",
+        )
+    figure.update_xaxes(title="parameters, millions")
+    figure.update_yaxes(title="perplexity", type="log")
+    figure.update_layout(height=420, margin={"t": 20, "b": 50, "l": 60, "r": 10})
+    return figure

@@ -6,9 +6,11 @@ import streamlit as st
 
 from amp_explore.calibration import TokenWindows
 from amp_explore.costs import CONTEXT, costs_of_plan
+from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
+from amp_explore.repair import METHODS
 from amp_explore.ui.session import Session, evaluation, workbench
-from amp_explore.ui.shell import latest_job, show_failure, submit, wait_for
+from amp_explore.ui.shell import latest_job, show_failure, start, submit, wait_for
 from amp_explore.ui.text import compact, megabytes, signed_percent
 from amp_explore.workbench import LIVE_WINDOWS
 
@@ -58,6 +60,8 @@ def live_perplexity(state: Session, windows: TokenWindows) -> None:
         return
     dense, pruned = (bench.known_perplexity(loaded, which, windows) for which in (state.dense, plan))
     label = "Perplexity"
+    if pruned is None and not _repaired(state):
+        return
     if dense is None or pruned is None:
         known = f"{dense['value']:.2f} dense" if dense else None
         st.metric(label, "measuring …", known, delta_color="off", delta_arrow="off")
@@ -77,6 +81,28 @@ def live_perplexity(state: Session, windows: TokenWindows) -> None:
         + (f"; loss {pruned['loss']:.4f} ± {error:.4f} (standard error over windows)" if error else ""),
     )
     _data(windows)
+
+
+def _repaired(state: Session) -> bool:
+    """Whether the plan can be measured at once; a repair that takes minutes is begun by a click, not by an edit."""
+    bench, loaded, plan = workbench(), state.loaded, state.plan
+    try:
+        if bench.is_ready(loaded, plan):
+            return True
+    except AmpExploreError as error:  # the text that the repair names is not here
+        st.error(str(error))
+        return False
+    st.metric("Perplexity", "–", "not repaired yet", delta_color="off", delta_arrow="off")
+    topic = f"repair:{state.fingerprint}:{loaded.dtype}:{plan.digest}"
+    show_failure(topic)
+    job = latest_job(topic)
+    if (job is None or not job.active) and st.button("Repair this plan", type="primary", width="stretch"):
+        job = start("Repair", topic, lambda job: bench.sliced(loaded, plan, progress=job) and None)
+    if job is not None and job.active:
+        wait_for(job)
+    else:
+        st.caption(f"{METHODS[plan.repair.method].title}: {METHODS[plan.repair.method].says}")
+    return False
 
 
 def _data(windows: TokenWindows) -> None:

@@ -8,7 +8,7 @@ link or a reload brings them back.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import streamlit as st
 
@@ -18,7 +18,7 @@ from amp_explore.criteria import Scores
 from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import JobRunner
 from amp_explore.models.loading import LoadedModel
-from amp_explore.plan import PruningPlan
+from amp_explore.plan import PruningPlan, Repair, RepairMethod
 from amp_explore.workbench import Workbench
 
 DEFAULT_MODEL = "demo"
@@ -93,8 +93,12 @@ class Session:
         return self.locked.get(self.fingerprint, frozenset())
 
     def edit(self, plan: PruningPlan) -> None:
-        """Make this the plan; layers that are locked stay as they are."""
-        self.history.push(plan.with_layer_of(self.plan, self.locked_layers))
+        """Make this the plan; layers that are locked stay as they are, and the repair too."""
+        self.history.push(plan.with_layer_of(self.plan, self.locked_layers).repaired(self.plan.repair))
+
+    def repair(self, repair: Repair | None) -> None:
+        """Have what is left repaired like this, now and after every edit."""
+        self.history.push(self.plan.repaired(repair))
 
     def toggle_lock(self, layer: int) -> None:
         self.locked[self.fingerprint] = self.locked_layers ^ {layer}
@@ -156,6 +160,10 @@ class Calibration:
     windows: int = 64
     window: int = 512
 
+    def of(self, windows: int) -> Calibration:
+        """As many windows of the same text."""
+        return replace(self, windows=windows)
+
 
 @dataclass(frozen=True)
 class Scoring:
@@ -176,6 +184,11 @@ class Scoring:
     def made_by(self) -> dict[str, str]:
         """What a plan says of it."""
         return {"criterion": self.criterion} | ({"heads_criterion": self.heads} if self.heads else {})
+
+
+def repair_of(loaded: LoadedModel, method: RepairMethod, calibration: Calibration) -> Repair:
+    """A repair fitted on the calibration windows."""
+    return Repair(method, windows_of(loaded, calibration).digest, **asdict(calibration))
 
 
 def windows_of(loaded: LoadedModel, calibration: Calibration) -> TokenWindows:

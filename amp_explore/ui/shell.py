@@ -42,6 +42,7 @@ PAGES = (
     ("pages/2_Prune.py", "Prune", ":material/content_cut:"),
     ("pages/3_Evaluate.py", "Evaluate", ":material/checklist:"),
     ("pages/4_Speed.py", "Speed", ":material/speed:"),
+    ("pages/5_Criteria.py", "Criteria", ":material/compare_arrows:"),
 )
 
 
@@ -199,9 +200,9 @@ def scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
     return None
 
 
-def scoring_options(container, loaded: LoadedModel) -> Scoring:
+def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None] | None = None) -> Scoring:
     """The pickers for criterion and calibration, the same on every page, and what the criterion says."""
-    left, middle, right = container.columns(3)
+    left, right = container.columns([1, 2])
 
     def named(name: str) -> str:
         return CRITERIA[name].title + (" (not for this model)" if unavailable(name, loaded) else "")
@@ -212,6 +213,7 @@ def scoring_options(container, loaded: LoadedModel) -> Scoring:
         format_func=named,
         key="criterion",
         persist_state="session",
+        on_change=on_change,
         help="\n\n".join(f"**{c.title}** {c.says} {c.formula} ({c.source})" for c in CRITERIA.values()),
     )
     heads = None
@@ -222,9 +224,20 @@ def scoring_options(container, loaded: LoadedModel) -> Scoring:
             format_func=named,
             key="heads_criterion",
             persist_state="session",
+            on_change=on_change,
             help=f"{CRITERIA[criterion].title} scores neurons alone.",
         )
-    source = middle.selectbox(
+    scoring = Scoring(calibration_options(right), criterion, heads)
+    for name in dict.fromkeys((criterion, scoring.heads_by)):
+        chosen = CRITERIA[name]
+        container.caption(f"**{chosen.title}** {chosen.says} {chosen.formula} · {chosen.source} · higher matters more")
+    return scoring
+
+
+def calibration_options(container) -> Calibration:
+    """The pickers for the calibration text, the same on every page."""
+    left, right = container.columns(2)
+    source = left.selectbox(
         "Calibration text",
         ["wiki", "c4", "code", "alpaca", "own text"],
         format_func={
@@ -242,13 +255,8 @@ def scoring_options(container, loaded: LoadedModel) -> Scoring:
         "Windows of 512 tokens", [8, 16, 32, 64, 128], index=3, key="windows", persist_state="session"
     )
     if source != "own text":
-        scoring = Scoring(Calibration(source=source, windows=windows), criterion, heads)
-    else:
-        scoring = Scoring(Calibration(text=own_text(container, "calibration"), windows=windows), criterion, heads)
-    for name in dict.fromkeys((criterion, scoring.heads_by)):
-        chosen = CRITERIA[name]
-        container.caption(f"**{chosen.title}** {chosen.says} {chosen.formula} · {chosen.source} · higher matters more")
-    return scoring
+        return Calibration(source=source, windows=windows)
+    return Calibration(text=own_text(container, "calibration"), windows=windows)
 
 
 def own_text(container, purpose: str) -> str | None:

@@ -1,0 +1,251 @@
+"""Criteria: every way to score beside the measured truth, beside the others, and by what its plans leave."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from amp_explore import agreement, comparison, criteria
+from amp_explore.ablation import AblationMap, ablate, ablations, known_ablations
+from amp_explore.allocation import allocate_by_unit, rank
+from amp_explore.criteria import CRITERIA, Scores
+from amp_explore.errors import AmpExploreError
+from amp_explore.jobs import Job
+from amp_explore.planning import ALLOCATIONS
+from amp_explore.repair import METHODS
+from amp_explore.ui.charts import (
+    agreement_matrix,
+    disagreement_map,
+    image_options,
+    quality_curves,
+    score_against_damage,
+)
+from amp_explore.ui.session import Scoring, evaluation, repair_of, scores_of, windows_of, workbench
+from amp_explore.ui.shell import (
+    calibration_options,
+    latest_job,
+    open_page,
+    show_failure,
+    start,
+    wait_for,
+)
+
+state = open_page("Criteria")
+bench, loaded, shape = workbench(), state.loaded, state.loaded.shape
+if loaded.random:
+    st.info("Random weights have nothing to compare; load a model that was trained.")
+    st.stop()
+calibration = calibration_options(st.container())
+try:
+    windows = windows_of(loaded, calibration)
+except AmpExploreError as error:
+    st.error(str(error))
+    st.stop()
+
+
+def collected() -> dict[str, Scores]:
+    """The scores of every criterion whose evidence is there; what is missing can be collected."""
+    there, missing = {}, {}
+    for name, each in CRITERIA.items():
+        if reason := criteria.unavailable(name, loaded):
+            missing[name] = reason
+        elif each.needs and not bench.has_evidence(loaded, windows, each.needs):
+            missing[name] = f"needs {' and '.join(sorted(each.needs))}"
+        else:
+            there[name] = scores_of(loaded, Scoring(calibration, name))
+    topic = f"evidence:{state.fingerprint}:{loaded.dtype}:{windows.digest}"
+    job = latest_job(topic)
+    if missing:
+        passes = {
+            "activations": "One pass: all criteria that look forward only",
+            "grams": "Gram matrices, in the same pass",
+            "gradients": "Gradients: a second pass, three times as long",
+        }
+        wanted = [
+            kind
+            for kind, says in passes.items()
+            if not bench.has_evidence(loaded, windows, {kind}) and st.checkbox(says, kind == "activations", key=kind)
+        ]
+        if st.button("Collect", disabled=not wanted or (job is not None and job.active)):
+            job = start("Statistics", topic, lambda job: bench.evidence(loaded, windows, wanted, progress=job) and None)
+    if job is not None and job.active:
+        wait_for(job)
+    show_failure(topic)
+    if missing:
+        listed = " · ".join(f":gray[{CRITERIA[name].title}: {reason}]" for name, reason in missing.items())
+        st.caption(f"Not shown yet: {listed}")
+    return there
+
+
+def truth() -> AblationMap | None:
+    """The measured rise of the loss for every head, as far as it is known; a background job measures the rest."""
+    st.subheader("The measured truth")
+    st.caption(
+        "The rise of the mean loss when exactly this head is gone, on calibration text. Only the layers above the head "
+        "run anew; what was measured is kept, so a stopped run goes on where it was."
+    )
+    left, right = st.columns([2, 1], vertical_alignment="bottom")
+    count = left.select_slider("Windows for the ablation", [1, 2, 4, 8, 16], 2, key="ablation_windows",
+                               persist_state="session")  # fmt: skip
+    text = windows_of(loaded, calibration.of(count))
+    known = known_ablations(bench, loaded, text)
+    total = len(ablations(shape))
+    topic = f"ablation:{state.fingerprint}:{loaded.dtype}:{text.digest}"
+    job = latest_job(topic)
+    running = job is not None and job.active
+    done = 0 if known is None else known.measured
+    if done < total and right.button("Measure every head", type="primary", disabled=running, width="stretch"):
+        job = start("Ablation", topic, lambda job: ablate(bench, loaded, text, progress=job) and None)
+        running = job is not None
+    if running:
+        wait_for(job)
+    show_failure(topic)
+    if done:
+        st.caption(
+            f"{done} of {total} heads measured, on {text.data}: {len(text.ids)} windows, {text.tokens:,} tokens."
+        )
+    return known if done else None
+
+
+def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
+    """Rank correlation of every criterion with the truth, and one criterion against it unit by unit."""
+    rows = []
+    for name, each in scores.items():
+        if CRITERIA[name].heads is None:
+            continue
+        whole, inside = (of(each.heads, measured.heads) for of in (agreement.overall, agreement.within_layers))
+        rows.append(
+            {
+                "criterion": CRITERIA[name].title,
+                "all heads": whole.value,
+                "95 % interval": f"{whole.low:+.2f} to {whole.high:+.2f}",
+                "within layers, mean": inside.value,
+                "95 % interval ": f"{inside.low:+.2f} to {inside.high:+.2f}",
+            }
+        )
+    table = pd.DataFrame(rows).sort_values("all heads", ascending=False)
+    st.markdown("**Spearman's rank correlation of head scores with the measured damage** (1: the same order)")
+    st.dataframe(
+        table,
+        hide_index=True,
+        column_config={name: st.column_config.NumberColumn(format="%+.2f") for name in table.columns[1::2]},
+    )
+    st.download_button("CSV", table.to_csv(index=False), "agreement.csv", "text/csv", icon=":material/download:")
+    name = st.selectbox(
+        "One criterion against the truth",
+        [name for name in scores if CRITERIA[name].heads],
+        format_func=lambda name: CRITERIA[name].title,
+        key="against",
+        persist_state="session",
+    )
+    left, right = st.columns(2)
+    with left:
+        figure = score_against_damage(scores[name].heads, measured.heads, CRITERIA[name].title)
+        st.plotly_chart(figure, key="scatter", on_select=lambda: opened("scatter"), selection_mode="points",
+                        config=image_options("score-against-damage", "PNG"))  # fmt: skip
+    with right:
+        there = [np.where(np.isfinite(damage), score, np.nan) for score, damage in
+                 zip(scores[name].heads, measured.heads, strict=True)]  # fmt: skip
+        figure = disagreement_map(
+            agreement.ranks(there), agreement.ranks(measured.heads), CRITERIA[name].title, "truth"
+        )
+        st.plotly_chart(figure, key="disagreement", on_select=lambda: opened("disagreement"), selection_mode="points",
+                        config=image_options("disagreement", "PNG"))  # fmt: skip
+    st.caption("Click a point to open its layer on the Importance page.")
+
+
+def opened(chart: str) -> None:
+    """A point was clicked: its layer is the one to open."""
+    points = st.session_state[chart].selection.points
+    if points and points[0].get("customdata") is not None:
+        st.session_state.open_layer = int(np.ravel(points[0]["customdata"])[0])
+
+
+def against_each_other(scores: dict[str, Scores]) -> None:
+    """How alike the criteria rank, and what they would remove."""
+    st.subheader("Criteria against each other")
+    left, right = st.columns([1, 3], vertical_alignment="bottom")
+    unit = left.segmented_control("Of", ["heads", "neurons"], default="heads", required=True, key="alike_unit",
+                                  persist_state="session")  # fmt: skip
+    percent = right.slider("Share that goes from every layer", 5, 95, 20, 5, format="%d %%", key="alike_share",
+                           persist_state="session")  # fmt: skip
+    names = [name for name in scores if unit == "neurons" or CRITERIA[name].heads]
+    values = {name: getattr(scores[name], unit) for name in names}
+    gone = {
+        name: getattr(allocate_by_unit(rank(shape, scores[name]), percent / 100, percent / 100), unit) for name in names
+    }
+    titles = [CRITERIA[name].title for name in names]
+    alike, removed = (
+        np.array([[of(table[a], table[b]) for b in names] for a in names])
+        for of, table in ((_mean_correlation, values), (agreement.overlap, gone))
+    )
+    first, second = st.columns(2)
+    first.plotly_chart(
+        agreement_matrix(alike, titles, "rank correlation within layers"), key="alike",
+        config=image_options("criteria", "PNG"),
+    )  # fmt: skip
+    second.plotly_chart(
+        agreement_matrix(removed, titles, f"share of the {unit} gone that the other removes too"), key="overlap",
+        config=image_options("overlap", "PNG"),
+    )  # fmt: skip
+
+
+def _mean_correlation(one, other) -> float:
+    each = agreement.per_layer(one, other)
+    return float(np.nanmean(each)) if np.isfinite(each).any() else np.nan
+
+
+def sweep(there: dict[str, Scores]) -> None:
+    """All criteria, ratios and repairs in one background job, with a table and a curve of quality against size."""
+    st.subheader("What their plans leave")
+    first, second, third, fourth, button = st.columns([3, 2, 2, 2, 1.4], vertical_alignment="bottom")
+    names = first.multiselect("Criteria", list(there), [n for n in ("amp", "wanda-sp", "flap") if n in there],
+                              format_func=lambda name: CRITERIA[name].title, key="sweep_criteria",
+                              persist_state="session")  # fmt: skip
+    ratios = second.multiselect("Percent of all parameters", [5, 10, 15, 20, 25, 30, 40, 50], [10, 20],
+                                key="sweep_ratios", persist_state="session")  # fmt: skip
+    budgets = third.multiselect("Budgets", list(ALLOCATIONS), ["uniform"], key="sweep_allocations",
+                                format_func=lambda name: ALLOCATIONS[name].title, persist_state="session")  # fmt: skip
+    methods = fourth.multiselect("Repairs", ["none", *METHODS], ["none"], key="sweep_repairs",
+                                 format_func=lambda name: METHODS[name].title if name in METHODS else "None",
+                                 persist_state="session")  # fmt: skip
+    count = st.select_slider("Windows for perplexity", [1, 4, 16, 64], 4, key="sweep_windows", persist_state="session")
+    text, topic = evaluation(loaded, count), f"sweep:{state.fingerprint}:{loaded.dtype}"
+    repairs = [None if method == "none" else repair_of(loaded, method, calibration) for method in methods]
+
+    def work(job: Job) -> list[comparison.Row]:
+        wanted = comparison.recipes([percent / 100 for percent in sorted(ratios)], names, budgets)
+        return comparison.compare(
+            bench, loaded, windows, text, wanted, repairs, progress=job,
+            report=lambda rows: setattr(job, "partial", rows),
+        )  # fmt: skip
+
+    job = latest_job(topic)
+    running = job is not None and job.active
+    if button.button("Compare", type="primary", disabled=running or not all((names, ratios, budgets, methods)),
+                     width="stretch"):  # fmt: skip
+        job = start("Comparison", topic, work)
+        running = job is not None
+    if running:
+        wait_for(job)
+    show_failure(topic)
+    rows = (job.result or job.partial) if job is not None else None
+    if not rows:
+        return
+    table = pd.DataFrame([row.as_dict() for row in rows])
+    st.plotly_chart(quality_curves(table), key="quality", config=image_options("quality", "PNG"))
+    st.dataframe(table.drop(columns=["heads_criterion", "loss", "plan"]), hide_index=True)
+    st.download_button("CSV", table.to_csv(index=False), "comparison.csv", "text/csv", icon=":material/download:",
+                       key="sweep_csv")  # fmt: skip
+    st.caption(f"Perplexity on {text.data}: {len(text.ids)} windows, {text.tokens:,} tokens; {loaded.dtype}.")
+
+
+if "open_layer" in st.session_state:
+    st.session_state.layer = st.session_state.pop("open_layer")
+    st.switch_page("pages/1_Importance.py")
+there = collected()
+measured = truth()
+if measured is not None and there:
+    against_truth(there, measured)
+if there:
+    against_each_other(there)
+    sweep(there)

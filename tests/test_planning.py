@@ -1,0 +1,151 @@
+"""Recipes: every budget meets its size, within the limits it promises, and says how it was made."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny, tokens
+
+from amp_explore import planning
+from amp_explore.allocation import allocate, allocate_globally, protecting_weights, rank
+from amp_explore.calibration import TokenWindows
+from amp_explore.costs import removed_layer_parameters, removed_parameters
+from amp_explore.criteria import Scores, scores_by_lot
+from amp_explore.errors import AmpExploreError
+from amp_explore.planning import ALLOCATIONS, Recipe, make_plan
+from amp_explore.statistics import collect
+from amp_explore.store import Store
+from amp_explore.workbench import Workbench
+
+WINDOWS = TokenWindows(tuple(tokens(6, 30)), "made up", False)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Workbench(Store(tmp_path))
+
+
+def largest_step(shape) -> float:
+    """Within one head and one neuron of every layer, as a share."""
+    each = [layer.head_parameters + layer.kv_parameters + layer.neuron_parameters for layer in shape.layers]
+    return sum(each) / shape.parameters
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("family", ["llama", "llama-multi-head", "phi"])
+def test_every_budget_meets_its_size(allocation, family, bench):
+    loaded = tiny(family)
+    for ratio in (0.0, 0.1, 0.25):
+        recipe = Recipe(ratio, allocation=allocation, steps=2)
+        plan = make_plan(bench, loaded, WINDOWS, recipe)
+        assert abs(removed_parameters(plan) / loaded.shape.parameters - ratio) <= largest_step(loaded.shape)
+        assert plan.made_by["allocation"] == allocation and plan.made_by["ratio"] == ratio
+        assert make_plan(bench, loaded, WINDOWS, recipe) == plan
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_locked_layers_stay_as_they_are(allocation, bench):
+    loaded = tiny("llama")
+    current = make_plan(bench, loaded, WINDOWS, Recipe(0.1)).with_units("heads", 2, [0, 1, 2], True)
+    plan = make_plan(bench, loaded, WINDOWS, Recipe(0.2, allocation=allocation), locked={2}, current=current)
+    assert (plan.heads[2] == current.heads[2]).all() and (plan.neurons[2] == current.neurons[2]).all()
+
+
+def test_protected_layers_stay_whole(bench):
+    loaded = tiny("llama")
+    plan = make_plan(bench, loaded, WINDOWS, Recipe(0.2, allocation="protect", first=2, last=1))
+    touched = [removed_layer_parameters(plan, number) > 0 for number in range(4)]
+    assert touched == [False, False, True, False]
+    assert plan.made_by["first"] == 2
+    for first, last in ((4, 0), (2, 2), (-1, 0)):
+        with pytest.raises(AmpExploreError, match="leave at least one"):
+            protecting_weights(4, first, last)
+
+
+def test_layers_that_turn_the_state_less_lose_more(bench):
+    loaded = tiny("llama")
+    plan = make_plan(bench, loaded, WINDOWS, Recipe(0.2, allocation="angular"))
+    angles = [float(layer.angle) for layer in collect(loaded, WINDOWS)]
+    lost = [removed_layer_parameters(plan, number) for number in range(4)]
+    assert np.argmax(lost) == np.argmin(angles) and np.argmin(lost) == np.argmax(angles)
+
+
+def test_one_threshold_takes_the_lowest_standardised_scores():
+    """No unit that stays scores lower, standardised in its layer, than one that goes."""
+    shape = tiny("llama-multi-head").shape
+    scores = scores_by_lot(shape, 3)
+    plan = allocate_globally(rank(shape, scores), scores, 0.2)
+    gone, left = [], []
+    for unit in ("heads", "neurons"):
+        for values, mask in zip(getattr(scores, unit), getattr(plan, unit), strict=True):
+            standard = (values.astype(float) - values.mean(dtype=float)) / values.std(dtype=float)
+            gone += standard[mask].tolist()
+            left += standard[~mask].tolist()
+    assert max(gone) <= min(left)
+    with pytest.raises(AmpExploreError, match="at most"):
+        allocate_globally(rank(shape, scores), scores, 0.99)
+
+
+@given(st.lists(st.floats(0, 5), min_size=4, max_size=4), st.floats(0, 0.5))
+@settings(max_examples=60, deadline=None)
+def test_weights_share_the_budget_in_proportion(weights, ratio):
+    shape = tiny("llama-multi-head").shape
+    ranking = rank(shape, scores_by_lot(shape))
+    try:
+        plan = allocate(ranking, ratio, weights=weights)
+    except AmpExploreError as error:
+        room = sum(layer.prunable_parameters for layer, weight in zip(shape.layers, weights, strict=True) if weight)
+        assert "at most" in str(error) and ratio * shape.parameters > room - 1
+        return
+    lost = np.array([removed_layer_parameters(plan, number) for number in range(4)])
+    assert abs(lost.sum() / shape.parameters - ratio) <= largest_step(shape)
+    assert all(lost[number] == 0 for number, weight in enumerate(weights) if weight == 0)
+
+
+@pytest.mark.parametrize("weights", [[1, 1, 1], [1, 1, 1, -1], [1, 1, 1, float("nan")]])
+def test_weights_that_do_not_fit_are_refused(weights):
+    shape = tiny("llama").shape
+    with pytest.raises(AmpExploreError, match="4 layers need as many weights"):
+        allocate(rank(shape, scores_by_lot(shape)), 0.1, weights=weights)
+
+
+def test_small_steps_score_the_pruned_model_anew(bench, monkeypatch):
+    loaded, seen = tiny("llama"), []
+    evidence = Workbench.evidence
+
+    def watched(self, loaded, windows, needs, *, plan=None, progress=None):
+        seen.append(removed_parameters(plan) / loaded.shape.parameters if plan else 0)
+        return evidence(self, loaded, windows, needs, plan=plan)
+
+    monkeypatch.setattr(Workbench, "evidence", watched)
+    one_shot = make_plan(bench, loaded, WINDOWS, Recipe(0.3), scores=bench.scores(loaded, WINDOWS))
+    seen.clear()
+    plan = make_plan(bench, loaded, WINDOWS, Recipe(0.3, allocation="iterative", steps=3))
+    np.testing.assert_allclose(seen, [0, 0.1, 0.2], atol=largest_step(loaded.shape))
+    assert plan != one_shot and plan.made_by["steps"] == 3
+
+
+def test_what_is_gone_goes_first():
+    shape = tiny("llama").shape
+    scores = scores_by_lot(shape)
+    gone = rank(shape, Scores(tuple(-s for s in scores.heads), tuple(-s for s in scores.neurons)))
+    plan = gone.plan([2] * 4, [5] * 4)  # what these scores would keep longest
+    again = rank(shape, planning._gone_first(scores, plan)).plan([2] * 4, [5] * 4)
+    assert again == plan
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        (Recipe(0.1, allocation="magic"), "'magic' is not known; use one of uniform"),
+        (Recipe(0.1, criterion="magic"), "criterion 'magic' is not known"),
+        (Recipe(0.1, allocation="global", multiple=8), "not for the allocation 'global'"),
+        (Recipe(0.1, allocation="iterative", steps=0), "0 steps"),
+        (Recipe(0.1, allocation="iterative", order="reversed"), "lowest scores first"),
+        (Recipe(0.1, allocation="global", order="random"), "no scores"),
+        (Recipe(1.5), "between 0 and 1"),
+    ],
+)
+def test_recipes_that_do_not_work_are_refused(recipe, says, bench):
+    with pytest.raises(AmpExploreError, match=says):
+        make_plan(bench, tiny("llama"), WINDOWS, recipe)
