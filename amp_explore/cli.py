@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -167,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--repairs", type=_names, default=["none"], metavar="NAME,NAME", help="none, bias, ...")
     _calibration_options(compare)
     compare.add_argument("--data", choices=["wiki", "c4", "code", "wikitext2"], default="wiki", help="for perplexity")
+    compare.add_argument("--evaluation-text", type=Path, metavar="FILE", help="own text for perplexity")
     compare.add_argument("--evaluation-windows", type=int, default=EVALUATION_WINDOWS, metavar="N")
     compare.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table, CSV")
     compare.set_defaults(command=_compare)
@@ -395,6 +397,7 @@ def _compare(options: argparse.Namespace, progress: _ProgressBar) -> None:
     text = evaluation_windows(
         loaded.tokenizer,
         options.data,
+        text=options.evaluation_text,
         window=options.window,
         windows=options.evaluation_windows,
         bos=options.bos,
@@ -462,9 +465,8 @@ def _quiet() -> None:
 
 def _text_of(options: argparse.Namespace) -> dict[str, Any]:
     """The options that name the calibration text, as `calibration_windows` takes them."""
-    text = str(options.text) if options.text else None
-    named = {name: getattr(options, name) for name in ("window", "windows", "bos", "seed")}
-    return {"source": options.calibration, "text": text, **named}
+    named = {name: getattr(options, name) for name in ("text", "window", "windows", "bos", "seed")}
+    return {"source": options.calibration, **named}
 
 
 def _calibration(loaded: LoadedModel, options: argparse.Namespace) -> TokenWindows:
@@ -483,6 +485,7 @@ def _plan_summary(plan: PruningPlan | None) -> dict[str, Any] | None:
         "removed_heads": int(plan.removed_per_layer("heads").sum()),
         "removed_neurons": int(plan.removed_per_layer("neurons").sum()),
         "ratio": removed_parameters(plan) / plan.shape.parameters,
+        "repair": asdict(plan.repair) if plan.repair else None,
         "made_by": dict(plan.made_by),
     }
 

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -150,7 +151,10 @@ class Workbench:
 
     def repair_by(self, loaded: LoadedModel, method: RepairMethod, **text: Any) -> Repair:
         """A repair by this method, fitted on the text that `calibration_windows` gives for the same options."""
-        return Repair(method, calibration_windows(loaded.tokenizer, **text).digest, **text)
+        digest = calibration_windows(loaded.tokenizer, **text).digest
+        if text.get("text") is not None:
+            text["text"] = str(Path(text["text"]).resolve())  # the plan may be measured from elsewhere
+        return Repair(method, digest, **text)
 
     def repair_windows(self, loaded: LoadedModel, repair: Repair) -> TokenWindows:
         """The windows that a repair is fitted on. Raises `PlanError` where they are not the ones it names."""

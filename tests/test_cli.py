@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_up import ids_of, made_up_text, save_tiny
@@ -20,9 +21,10 @@ from tiny import HEADS, LAYERS, NEURONS, tiny
 
 from amp_explore import cli
 from amp_explore.calibration import TokenWindows
-from amp_explore.criteria import Evidence, score
+from amp_explore.criteria import CRITERIA, Evidence, score
 from amp_explore.perplexity import perplexity
-from amp_explore.plan import PruningPlan
+from amp_explore.plan import REPAIRS, PruningPlan
+from amp_explore.planning import ALLOCATIONS
 from amp_explore.slicing import mask
 from amp_explore.statistics import collect
 
@@ -433,3 +435,99 @@ def test_the_demo_model_goes_the_whole_way(good):
 def test_a_single_question_has_no_standard_error_and_can_be_printed(good):
     output = good("measure --model demo --device cpu --dtype float32 --tasks winogrande --limit 1")
     assert "winogrande acc (1 questions)" in output
+
+
+# Criteria, budgets, repairs, the measured truth
+
+
+@pytest.mark.parametrize(("command", "names"), [("criteria", CRITERIA), ("allocations", ALLOCATIONS)])
+def test_lists_name_everything_with_its_formula_and_source(good, command, names):
+    output = good(command)
+    for name, each in names.items():
+        assert f"\n{name}" in f"\n{output}" and each.formula in output and each.source in output
+    if command == "criteria":
+        assert "cfsp (neurons)" in output and "amp (heads and neurons)" in output
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_plans_can_be_made_with_every_budget(good, allocation):
+    good(f"{PLAN} --ratio 0.2 --allocation {allocation} --criterion wanda-sp --out plan.json")
+    document = json.loads(Path("plan.json").read_text())
+    assert document["made_by"]["allocation"] == allocation and document["made_by"]["criterion"] == "wanda-sp"
+    assert not load_plan("plan.json").is_empty
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--allocation magic", "allocation 'magic' is not known; use one of uniform"),
+        ("--criterion magic", "criterion 'magic' is not known"),
+        ("--criterion cfsp --heads-criterion cfsp", "scores neurons alone"),
+        ("--allocation protect --first 9", "leave at least one"),
+        ("--allocation iterative --scores none", "leave out --scores"),
+    ],
+)
+def test_plans_that_cannot_be_made_say_why(run, options, says):
+    code, _, errors = run(f"{PLAN} --ratio 0.2 {options} --out plan.json")
+    assert code == 1 and says in errors and not Path("plan.json").exists()
+
+
+@pytest.mark.parametrize("method", REPAIRS)
+def test_a_repaired_plan_measures_the_same_in_another_process_with_another_cache(good, monkeypatch, method, place):
+    good(f"{PLAN} --ratio 0.3 --repair {method} --out plan.json")
+    said = json.loads(Path("plan.json").read_text())["repair"]
+    assert said["method"] == method and said["digest"] == windows(4).digest
+    found = []
+    for cache in ("one", "two"):
+        monkeypatch.setenv("AMP_EXPLORE_CACHE", str(place / cache))
+        good(f"{MEASURE} --plan plan.json --perplexity --json {cache}.json")
+        found.append(json.loads(Path(f"{cache}.json").read_text()))
+    values = [each["pruned"]["perplexity"]["value"] for each in found]
+    assert values[0] == values[1] and found[0]["plan"]["repair"]["method"] == method
+    document = json.loads(Path("plan.json").read_text())
+    Path("plain.json").write_text(json.dumps(document | {"repair": None}))
+    good(f"{MEASURE} --plan plain.json --perplexity --json plain.json")
+    assert json.loads(Path("plain.json").read_text())["pruned"]["perplexity"]["value"] != values[0]
+
+
+def test_a_repair_on_text_that_is_not_here_is_refused(good, run, place):
+    good(f"{PLAN} --ratio 0.3 --repair bias --out plan.json")
+    document = json.loads(Path("plan.json").read_text())
+    (place / "other.txt").write_text(TEXT[::-1])
+    document["repair"]["text"] = str(place / "other.txt")
+    Path("plan.json").write_text(json.dumps(document))
+    code, _, errors = run(f"{MEASURE} --plan plan.json --perplexity")
+    assert code == 1 and "was repaired on other text" in errors
+
+
+def test_ablate_writes_the_rise_of_the_loss_of_every_head(good):
+    good("ablate --model model --device cpu --text text.txt --window 16 --windows 2 --block 20 --out map.safetensors")
+    tensors = load_file("map.safetensors")
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        "heads": (LAYERS, HEADS),
+        "neurons": (LAYERS, NEURONS // 20),
+    }
+    loaded, text = tiny("llama"), windows(2)
+    plan = PruningPlan.empty(loaded.shape).with_units("heads", 1, [3], True)
+    rise = perplexity(mask(loaded, plan), text)["loss"] - perplexity(loaded.model, text)["loss"]
+    assert float(tensors["heads"][1, 3]) == pytest.approx(rise, abs=1e-4)
+
+
+def test_compare_writes_a_table_of_all_plans(good):
+    output = good(
+        "compare --model model --device cpu --ratios 0.1,0.3 --criteria amp,cfsp --repairs none,bias --text text.txt "
+        "--window 16 --windows 4 --evaluation-text text.txt --evaluation-windows 2 --out table.csv"
+    )
+    table = pd.read_csv("table.csv")
+    assert len(table) == 1 + 2 * 2 * 2 and set(table.repair) == {"none", "bias"}
+    assert table.perplexity[0] == pytest.approx(perplexity(tiny("llama").model, windows(2))["value"], rel=1e-5)
+    assert "text.txt, 2 windows of 16 tokens" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [("--criteria magic", "criterion 'magic'"), ("--repairs magic", "repair 'magic'"), ("--allocations x", "'x'")],
+)
+def test_comparisons_that_cannot_be_made_say_why(run, options, says):
+    code, _, errors = run(f"compare --model model --ratios 0.1 {options} --text text.txt --out table.csv")
+    assert code == 1 and says in errors
