@@ -25,6 +25,9 @@ from amp_explore.models.families import LayerParts, ModelShape, decoder_layers, 
 from amp_explore.models.loading import LoadedModel
 from amp_explore.statistics import ActivationStatistics, LayerGrams, LayerStatistics
 
+VERSION = 1
+"""Part of the key of every kept score; goes up whenever a formula below changes."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -110,7 +113,8 @@ Function = Callable[[Layer], torch.Tensor]
 class Criterion:
     """How one method scores a layer's units. `formula`, `source` and `says` are shown to people.
 
-    `heads` is None where the method scores neurons alone. `needs` names fields of `Evidence`.
+    `heads` is None where the method scores neurons alone. `needs` names fields of `Evidence`. `slow` criteria take
+    seconds even when that is there.
     """
 
     title: str
@@ -120,6 +124,7 @@ class Criterion:
     neurons: Function
     heads: Function | None
     needs: frozenset[str] = frozenset({"activations"})
+    slow: bool = False
 
     @property
     def covers(self) -> str:
@@ -141,20 +146,30 @@ def amp_neurons(layer: Layer) -> torch.Tensor:
 
 def projected_neurons(layer: Layer) -> torch.Tensor:
     """(neurons,) `mean |a_j| ||w_j||_1`: AMP's head score carried over to neurons, as `||a_j w_j||_1` is just that."""
-    return layer.activations.neuron_magnitude * _down(layer).abs().sum(0)
+    return layer.activations.neuron_magnitude * _norm(_down(layer), 1, 0)
 
 
 # Weights alone
 
 
 def magnitude_heads(order: int) -> Function:
-    """(heads,) L1 or L2 norm of the coupled weights (Han et al. 2015; Zhu and Gupta 2017)."""
-    return lambda layer: _norm(layer, order, _coupled_to_heads)
+    """(heads,) L1 or L2 norm of the coupled weights (Han et al. 2015; Zhu and Gupta 2017); a KV head's count for every
+    head of its group."""
+
+    def norms(layer: Layer) -> torch.Tensor:
+        parts, size = layer.parts, layer.parts.head_dim
+        columns = _norm(_out(layer).unflatten(1, (-1, size)), order, (0, 2))  # (heads,)
+        rows = [_norm(_numbers(each).unflatten(0, (-1, size)), order, (1, 2)) for each in (parts.q, parts.k, parts.v)]
+        return _whole([columns, *(units.repeat_interleave(len(columns) // len(units)) for units in rows)], order)
+
+    return norms
 
 
 def magnitude_neurons(order: int) -> Function:
     """(neurons,) L1 or L2 norm of the coupled weights (Han et al. 2015; Zhu and Gupta 2017)."""
-    return lambda layer: _norm(layer, order, _coupled_to_neurons)
+    return lambda layer: _whole(
+        [_norm(_down(layer), order, 0), *(_norm(_numbers(up), order, 1) for up in layer.parts.up)], order
+    )
 
 
 def spectrum_neurons(layer: Layer) -> torch.Tensor:
@@ -164,10 +179,12 @@ def spectrum_neurons(layer: Layer) -> torch.Tensor:
     Without w, the eigenvalues of `W W^T - w w^T` are `s_i^2 - (u_i . w)^2` to first order, u_i the singular vectors.
     """
     total = torch.zeros(())
-    for units in _coupled_to_neurons(layer):  # (neurons, n)
-        _, singular, basis = torch.linalg.svd(units, full_matrices=False)  # s (r,), rows of basis (r, n)
-        lost = (units @ basis.T).square()  # (neurons, r)
-        total = total + (singular - (singular.square() - lost).clamp(min=0).sqrt()).sum(1)
+    for units in (*(_numbers(up) for up in layer.parts.up), _down(layer).T):  # (neurons, n)
+        values, vectors = torch.linalg.eigh((units.T @ units).double())  # (n,), columns of (n, n)
+        rank = min(units.shape)
+        values, vectors = values[-rank:].clamp(min=0), vectors[:, -rank:]
+        lost = (units.double() @ vectors).square()  # (neurons, rank)
+        total = total + (values.sqrt() - (values - lost).clamp(min=0).sqrt()).sum(1)
     return total
 
 
@@ -192,7 +209,7 @@ def flap_heads(layer: Layer) -> torch.Tensor:
 
 def flap_neurons(layer: Layer) -> torch.Tensor:
     """(neurons,) `Var(X_j) ||W_:j||_2^2` (FLAP, An et al. 2023, arXiv 2312.11983)."""
-    return layer.activations.neuron_variance * _down(layer).square().sum(0)
+    return layer.activations.neuron_variance * _norm(_down(layer), 2, 0).square()
 
 
 def minitron_heads(layer: Layer) -> torch.Tensor:
@@ -209,8 +226,7 @@ def cfsp_neurons(layer: Layer) -> torch.Tensor:
     """(neurons,) `(|w_j| ||X_j|| + |W_up,j| + |W_gate,j|) ||X_j||`, each of the three as a share of its sum over all
     neurons (CFSP, Wang et al. 2024, arXiv 2409.13199)."""
     activity = _rms(layer, "neuron")
-    parts = [_down(layer).abs().sum(0) * activity]
-    parts += [_numbers(up).abs().sum(1) for up in layer.parts.up]
+    parts = [_norm(_down(layer), 1, 0) * activity, *(_norm(_numbers(up), 1, 1) for up in layer.parts.up)]
     return sum(part / part.sum() for part in parts) * activity
 
 
@@ -381,6 +397,7 @@ CRITERIA: dict[str, Criterion] = {
         heads=None,
         neurons=spectrum_neurons,
         needs=frozenset(),
+        slow=True,
     ),
     "obs": Criterion(
         title="OBS",
@@ -390,6 +407,7 @@ CRITERIA: dict[str, Criterion] = {
         heads=obs_heads,
         neurons=obs_neurons,
         needs=frozenset({"grams"}),
+        slow=True,
     ),
     "random": Criterion(
         title="Random",
@@ -429,6 +447,11 @@ def check(criterion: str, heads: str | None = None) -> None:
 def heads_by(criterion: str, heads: str | None = None) -> str:
     """The criterion that scores heads when `criterion` scores neurons and `heads` was asked for."""
     return heads or (criterion if CRITERIA[criterion].heads else HEADS_BY_DEFAULT)
+
+
+def is_slow(criterion: str, heads: str | None = None) -> bool:
+    """Whether `score` takes seconds."""
+    return CRITERIA[criterion].slow or CRITERIA[heads_by(criterion, heads)].slow
 
 
 def needs(criterion: str, heads: str | None = None) -> frozenset[str]:
@@ -494,21 +517,13 @@ def _rms(layer: Layer, which: str) -> torch.Tensor:
     return (variance + mean.square()).sqrt()
 
 
-def _coupled_to_heads(layer: Layer) -> list[torch.Tensor]:
-    """Each projection's weights by query head, (heads, n): a KV head's count for every head of its group."""
-    parts, size = layer.parts, layer.parts.head_dim
-    rows = [_numbers(projection).unflatten(0, (-1, size)).flatten(1) for projection in (parts.q, parts.k, parts.v)]
-    columns = _out(layer).T.unflatten(0, (-1, size)).flatten(1)
-    return [units.repeat_interleave(len(columns) // len(units), 0) for units in (*rows, columns)]
+def _norm(weights: torch.Tensor, order: int, dim: int | tuple[int, ...]) -> torch.Tensor:
+    return torch.linalg.vector_norm(weights, order, dim)
 
 
-def _coupled_to_neurons(layer: Layer) -> list[torch.Tensor]:
-    """Each projection's weights by neuron, (neurons, n)."""
-    return [*(_numbers(up) for up in layer.parts.up), _down(layer).T]
-
-
-def _norm(layer: Layer, order: int, coupled: Callable[[Layer], list[torch.Tensor]]) -> torch.Tensor:
-    return sum(units.abs().pow(order).sum(1) for units in coupled(layer)).pow(1 / order)
+def _whole(norms: Sequence[torch.Tensor], order: int) -> torch.Tensor:
+    """The norms of units from those of their parts."""
+    return _norm(torch.stack(list(norms)), order, 0)
 
 
 def _ridge_inverse(gram: torch.Tensor) -> torch.Tensor:

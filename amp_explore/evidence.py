@@ -15,7 +15,7 @@ from amp_explore.progress import Progress, no_progress
 from amp_explore.slicing import mask
 from amp_explore.store import Key, Store
 
-_VERSIONS = {"activations": statistics.VERSION, "grams": statistics.VERSION, "gradients": gradients.VERSION}
+VERSIONS = {"activations": statistics.VERSION, "grams": statistics.VERSION, "gradients": gradients.VERSION}
 
 
 class Observation:
@@ -63,7 +63,7 @@ class Observation:
         return found[0]
 
     def _named(self, kind: str, layer: int | None = None) -> Key:
-        return {"kind": kind, "layer": layer, "version": _VERSIONS[kind], **self._key}
+        return {"kind": kind, "layer": layer, "version": VERSIONS[kind], **self._key}
 
     def _has_grams(self) -> bool:
         return all(self._store.has_statistics(self._named("grams", layer)) for layer in range(self._layers))

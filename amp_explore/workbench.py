@@ -11,6 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from amp_explore import assets, commonsense, criteria, repair, speed
 from amp_explore.boundaries import Boundaries
 from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
 from amp_explore.errors import AmpExploreError, PlanError, TooLarge
-from amp_explore.evidence import Observation
+from amp_explore.evidence import VERSIONS, Observation
 from amp_explore.models.loading import LoadedModel, ModelPool
 from amp_explore.perplexity import perplexity
 from amp_explore.plan import PruningPlan, Repair, RepairMethod
@@ -71,6 +72,12 @@ class _Kept:
             return self._layers[key]
 
 
+@dataclass(frozen=True, eq=False)
+class _LayerScores:
+    heads: torch.Tensor
+    neurons: torch.Tensor
+
+
 class Workbench:
     """Models, cache and sliced layers of one process; safe to use from several threads."""
 
@@ -109,10 +116,27 @@ class Workbench:
         *,
         progress: Progress = no_progress,
     ) -> criteria.Scores:
-        """Scores of every unit by a criterion, heads by another one where `heads` names it."""
+        """Scores of every unit by a criterion, heads by another one where `heads` names it. Slow ones are kept."""
         criteria.check(criterion, heads)  # before the work
-        evidence = self.evidence(loaded, windows, criteria.needs(criterion, heads), progress=progress)
-        return criteria.score(loaded, evidence, criterion, heads)
+
+        def compute() -> tuple[_LayerScores, ...]:
+            evidence = self.evidence(loaded, windows, criteria.needs(criterion, heads), progress=progress)
+            found = criteria.score(loaded, evidence, criterion, heads)
+            pairs = zip(found.heads, found.neurons, strict=True)
+            return tuple(_LayerScores(*map(torch.from_numpy, pair)) for pair in pairs)
+
+        slow, key = criteria.is_slow(criterion, heads), _scores_key(loaded, windows, criterion, heads)
+        layers = self.store.statistics(key, compute, _LayerScores) if slow else compute()
+        heads_and_neurons = ([each.numpy() for each in vars(layer).values()] for layer in layers)
+        return criteria.Scores(*map(tuple, zip(*heads_and_neurons, strict=True)))
+
+    def has_scores(
+        self, loaded: LoadedModel, windows: TokenWindows, criterion: str = "amp", heads: str | None = None
+    ) -> bool:
+        """Whether `scores` will answer at once."""
+        if criteria.is_slow(criterion, heads):
+            return self.store.find_statistics(_scores_key(loaded, windows, criterion, heads), _LayerScores) is not None
+        return self.has_evidence(loaded, windows, criteria.needs(criterion, heads))
 
     def sliced(self, loaded: LoadedModel, plan: PruningPlan, *, progress: Progress = no_progress) -> PreTrainedModel:
         """The model sliced, and repaired, by the plan (the dense one itself for the empty plan).
@@ -310,6 +334,18 @@ def task_setup(loaded: LoadedModel, task: str, limit: int | None, data: Data) ->
     """Everything but model and plan that a task's accuracy depends on."""
     harness = {"lm_eval": version("lm_eval"), "tokenizer": loaded.tokenizer_digest}
     return {"task": task, "limit": limit, "data": data, **harness, **_numerics(loaded)}
+
+
+def _scores_key(loaded: LoadedModel, windows: TokenWindows, criterion: str, heads: str | None) -> Key:
+    return {
+        "kind": "scores",
+        "criterion": criterion,
+        "heads": criteria.heads_by(criterion, heads),
+        "versions": {"criteria": criteria.VERSION, **VERSIONS},
+        "model": loaded.shape.fingerprint,
+        "windows": windows.digest,
+        **_numerics(loaded),
+    }
 
 
 def _numerics(loaded: LoadedModel) -> Key:

@@ -12,6 +12,7 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
 from amp_explore.planning import ALLOCATIONS
 from amp_explore.repair import METHODS
+from amp_explore.statistics import gram_bytes
 from amp_explore.ui.charts import (
     agreement_matrix,
     disagreement_map,
@@ -42,38 +43,50 @@ except AmpExploreError as error:
     st.stop()
 
 
+PASSES = {
+    "activations": "One pass forwards, for most of them",
+    "grams": f"Gram matrices, in the same pass: {gram_bytes(shape) / 2**30:.1f} GiB in the cache",
+    "gradients": "Gradients: a pass forwards and backwards, three times as long",
+}
+
+
 def collected() -> dict[str, Scores]:
-    """The scores of every criterion whose evidence is there; what is missing can be collected."""
+    """The scores of every criterion that are there at once; what the others lack can be collected."""
     there, missing = {}, {}
     for name, each in CRITERIA.items():
         if reason := criteria.unavailable(name, loaded):
             missing[name] = reason
-        elif each.needs and not bench.has_evidence(loaded, windows, each.needs):
-            missing[name] = f"needs {' and '.join(sorted(each.needs))}"
-        else:
+        elif bench.has_scores(loaded, windows, name):
             there[name] = scores_of(loaded, Scoring(calibration, name))
+        else:
+            missing[name] = f"needs {' and '.join(sorted(each.needs)) or 'some seconds'}"
+    if not missing:
+        return there
     topic = f"evidence:{state.fingerprint}:{loaded.dtype}:{windows.digest}"
     job = latest_job(topic)
-    if missing:
-        passes = {
-            "activations": "One pass: all criteria that look forward only",
-            "grams": "Gram matrices, in the same pass",
-            "gradients": "Gradients: a second pass, three times as long",
-        }
-        wanted = [
-            kind
-            for kind, says in passes.items()
-            if not bench.has_evidence(loaded, windows, {kind}) and st.checkbox(says, kind == "activations", key=kind)
-        ]
-        if st.button("Collect", disabled=not wanted or (job is not None and job.active)):
-            job = start("Statistics", topic, lambda job: bench.evidence(loaded, windows, wanted, progress=job) and None)
-    if job is not None and job.active:
+    running = job is not None and job.active
+    lacking = [kind for kind in PASSES if not bench.has_evidence(loaded, windows, {kind})]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        wanted = {kind for kind in lacking if st.checkbox(PASSES[kind], kind == "activations", key=f"collect_{kind}")}
+        if st.button("Collect and score", type="primary", disabled=running):
+            known = {kind for kind in PASSES if kind not in lacking} | wanted
+            names = [name for name in missing if CRITERIA[name].needs <= known]
+            job = start("Scores", topic, lambda job: _score_all(names, wanted, job))
+            running = job is not None
+    if running:
         wait_for(job)
     show_failure(topic)
-    if missing:
-        listed = " · ".join(f":gray[{CRITERIA[name].title}: {reason}]" for name, reason in missing.items())
-        st.caption(f"Not shown yet: {listed}")
+    listed = " · ".join(f"{CRITERIA[name].title} ({reason})" for name, reason in missing.items())
+    st.caption(f":gray[Not shown yet: {listed}]")
     return there
+
+
+def _score_all(names: list[str], wanted: set[str], job: Job) -> None:
+    bench.evidence(loaded, windows, wanted, progress=job)
+    for number, name in enumerate(names):
+        job(number, len(names), CRITERIA[name].title)
+        if CRITERIA[name].slow:
+            bench.scores(loaded, windows, name)
 
 
 def truth() -> AblationMap | None:

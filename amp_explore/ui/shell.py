@@ -179,12 +179,12 @@ def scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
             return None
     try:
         windows = windows_of(loaded, scoring.calibration)
-        if workbench().has_evidence(loaded, windows, scoring.needs):
+        if workbench().has_scores(loaded, windows, scoring.criterion, scoring.heads):
             return scores_of(loaded, scoring)
     except AmpExploreError as error:
         st.error(str(error))
         return None
-    topic = f"score:{state.fingerprint}:{loaded.dtype}:{windows.digest}:{'+'.join(sorted(scoring.needs))}"
+    topic = f"score:{state.fingerprint}:{loaded.dtype}:{windows.digest}:{scoring.criterion}:{scoring.heads_by}"
     show_failure(topic)
     failed = (job := latest_job(topic)) is not None and job.state == "failed"
     if (topic in state.stopped or failed) and not st.button("Score this model", type="primary"):
@@ -193,7 +193,7 @@ def scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
     job = start(
         f"Scoring {loaded.name} on {windows.data}",
         topic,
-        lambda job: workbench().evidence(loaded, windows, scoring.needs, progress=job) and None,
+        lambda job: workbench().scores(loaded, windows, scoring.criterion, scoring.heads, progress=job) and None,
     )
     if job:
         wait_for(job)
