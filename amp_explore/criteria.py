@@ -16,9 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import LayerParts, ModelShape, decoder_layers, layer_parts
+from amp_explore.models.families import LayerParts, ModelShape, decoder_layers, layer_parts, weight_of
 from amp_explore.models.loading import LoadedModel
-from amp_explore.models.sharding import tensor_of
 from amp_explore.statistics import ActivationStatistics
 
 
@@ -101,7 +100,7 @@ def projected_neurons(statistics: ActivationStatistics, parts: LayerParts, layer
 
     AMP's head score carried over to neurons, since `||a_j w_j||_1 = |a_j| ||w_j||_1`.
     """
-    column_norms = torch.linalg.vector_norm(tensor_of(parts.down, "weight"), 1, dim=0, dtype=torch.float32)
+    column_norms = torch.linalg.vector_norm(weight_of(parts.down), 1, dim=0, dtype=torch.float32)
     return statistics.neuron_magnitude[layer] * column_norms.cpu()
 
 

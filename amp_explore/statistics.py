@@ -74,7 +74,7 @@ class _Sums:
         """Run a batch of prompts (B, T) through the decoder alone: the vocabulary projection is not needed."""
         self.attended, self.padded = attended, not attended.all()
         # without padding no mask is given, which lets attention take its fast path
-        self.model.model(ids, attention_mask=attended.long() if self.padded else None, use_cache=False)
+        self.model.base_model(ids, attention_mask=attended.long() if self.padded else None, use_cache=False)
 
     def _report(self, *_) -> None:
         self.progress(self.done, self.steps, "scoring")
@@ -95,7 +95,7 @@ class _Sums:
 
     def _neurons_hook(self, number: int):
         def add(linear: nn.Linear, inputs: tuple[torch.Tensor]) -> None:
-            self._count(self.neurons, number, inputs[0])
+            self._count(self.neurons, number, inputs[0].view(*self.attended.shape, -1))  # some come as (B * T, neurons)
 
         return add
 

@@ -41,7 +41,7 @@ def layer_shape(
         head_parameters=head_dim * (2 * hidden + biases),
         kv_parameters=head_dim * 2 * (hidden + biases),
         neuron_parameters=ups * (hidden + biases) + hidden,
-        norm_parameters=2 * head_dim if norms else 0,
+        shared_parameters=2 * head_dim if norms else 0,
         head_weights=2 * head_dim * hidden,
         kv_weights=2 * head_dim * hidden,
         neuron_weights=(ups + 1) * hidden,

@@ -27,7 +27,7 @@ def inputs_of(loaded, ids, names):
     seen, handles = {}, []
     for name, module in loaded.model.named_modules():
         if name.endswith(names):
-            keep = lambda _, inputs, name=name: seen.__setitem__(name, inputs[0][0].double())  # noqa: E731
+            keep = lambda _, inputs, name=name: seen.__setitem__(name, inputs[0].flatten(0, -2).double())  # noqa: E731
             handles.append(module.register_forward_pre_hook(keep))
     with torch.inference_mode():
         loaded.model(ids[None], use_cache=False)
@@ -36,22 +36,32 @@ def inputs_of(loaded, ids, names):
     return seen
 
 
+ATTENTION_OUTPUTS = ("self_attn.o_proj", "self_attn.dense", "self_attn.out_proj", "attn.c_proj", "attention.dense")
+DOWN_PROJECTIONS = ("mlp.down_proj", ".fc2", "mlp.c_proj", "mlp.dense_4h_to_h")
+
+
+def weight(loaded, name) -> torch.Tensor:
+    """(out, in)."""
+    module = loaded.model.get_submodule(name)
+    return (module.weight.T if type(module).__name__ == "Conv1D" else module.weight).double()
+
+
 def plain_scores(loaded, windows, criterion):
     """Two lists over prompts of (layers, units): mean over the prompt's tokens."""
     heads_of_prompts, neurons_of_prompts = [], []
     for ids in windows.ids:
         heads, neurons = [], []
-        for name, x in inputs_of(loaded, ids, ("self_attn.o_proj", "self_attn.dense")).items():
-            weight = loaded.model.get_submodule(name).weight.double()  # (hidden, heads * head_dim)
-            per_head = (len(weight), loaded.shape.layers[0].heads, -1)
-            products = torch.einsum("thd,ohd->tho", x.view(len(x), *per_head[1:]), weight.view(per_head))
+        for name, x in inputs_of(loaded, ids, ATTENTION_OUTPUTS).items():
+            w_o = weight(loaded, name)  # (hidden, heads * head_dim)
+            per_head = (len(w_o), loaded.shape.layers[0].heads, -1)
+            products = torch.einsum("thd,ohd->tho", x.view(len(x), *per_head[1:]), w_o.reshape(per_head))
             heads.append(products.abs().sum(2).mean(0))  # products: (T, heads, hidden)
-        for name, a in inputs_of(loaded, ids, ("mlp.down_proj", "mlp.fc2")).items():
-            weight = loaded.model.get_submodule(name).weight.double()  # (hidden, neurons)
+        for name, a in inputs_of(loaded, ids, DOWN_PROJECTIONS).items():
+            w_down = weight(loaded, name)  # (hidden, neurons)
             if criterion == "amp":
                 neurons.append(a.abs().mean(0))
             else:
-                neurons.append((a[:, :, None] * weight.T[None]).abs().sum(2).mean(0))  # (T, neurons, hidden)
+                neurons.append((a[:, :, None] * w_down.T[None]).abs().sum(2).mean(0))  # (T, neurons, hidden)
         heads_of_prompts.append(torch.stack(heads))
         neurons_of_prompts.append(torch.stack(neurons))
     return heads_of_prompts, neurons_of_prompts
@@ -64,7 +74,7 @@ def test_scores_are_means_over_prompts_of_means_over_tokens(family, criterion):
     scores = score(loaded, collect(loaded, windows), criterion)
     for got, of_prompts in zip((scores.heads, scores.neurons), plain_scores(loaded, windows, criterion), strict=True):
         expected = torch.stack(of_prompts).mean(0)
-        np.testing.assert_allclose(np.stack(got), expected, rtol=2e-5)
+        np.testing.assert_allclose(np.stack(got), expected, rtol=2e-5, atol=1e-7)
         over_all_tokens = np.average(torch.stack(of_prompts), axis=0, weights=LENGTHS)
         assert not np.allclose(np.stack(got), over_all_tokens, rtol=1e-3), "the prompts do not tell the two means apart"
 

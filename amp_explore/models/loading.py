@@ -27,7 +27,7 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from amp_explore import assets
 from amp_explore.errors import ModelError
 from amp_explore.models import random_weights
-from amp_explore.models.families import Family, ModelShape, family_of, shape_of
+from amp_explore.models.families import Family, ModelShape, family_of, refuse_variants, shape_of
 from amp_explore.models.sharding import device_of, devices, room
 from amp_explore.progress import Progress, no_progress
 
@@ -122,6 +122,7 @@ def load(
     folder = _folder(source, progress)
     config = _read_config(folder)
     family = family_of(str(config.get("model_type", "without a model_type")))
+    refuse_variants(config)
     progress(0, 2, "fingerprinting the weights")
     fingerprint = _fingerprint(folder, config)
     progress(1, 2, "loading the weights")
