@@ -97,12 +97,19 @@ def remaining_cached_heads(plan: PruningPlan, layer: int) -> int:
     return shape.heads - heads if shape.caches_heads else shape.kv_heads - kv_heads
 
 
+def removed_experts(plan: PruningPlan, layer: int) -> int:
+    """How many experts of a layer lose all their neurons."""
+    return int(plan.neurons[layer].reshape(plan.shape.layers[layer].experts, -1).all(1).sum())
+
+
 def remaining_weights(plan: PruningPlan) -> int:
     """Weights that every token is still multiplied with, the vocabulary projection's among them."""
     removed = 0
     for number, layer in enumerate(plan.shape.layers):
         heads, kv_heads, neurons = removed_units(plan, number)
-        removed += heads * layer.head_weights + kv_heads * layer.kv_weights + neurons * layer.neuron_weights
+        removed += heads * layer.head_weights + kv_heads * layer.kv_weights
+        removed += layer.multiplied_weights(layer.neurons, layer.experts)
+        removed -= layer.multiplied_weights(layer.neurons - neurons, layer.experts - removed_experts(plan, number))
         removed += layer.shared_weights if heads == layer.heads else 0
     return plan.shape.matmul_parameters - removed
 
@@ -117,6 +124,8 @@ def removed_layer_parameters(plan: PruningPlan, number: int) -> int:
     layer: LayerShape = plan.shape.layers[number]
     heads, kv_heads, neurons = removed_units(plan, number)
     removed = heads * layer.head_parameters + kv_heads * layer.kv_parameters + neurons * layer.neuron_parameters
+    if layer.expert_parameters:
+        removed += removed_experts(plan, number) * layer.expert_parameters
     return removed + (layer.shared_parameters if heads == layer.heads else 0)
 
 

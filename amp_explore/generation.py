@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
+from amp_explore.models.experts import MixtureOfExperts
 from amp_explore.models.families import Family, cached_heads, decoder_layers, family_of, share, sliding_window
 from amp_explore.models.sharding import device_of
 from amp_explore.progress import Progress, no_progress
@@ -60,10 +61,10 @@ class Decoder(Protocol):
 def decoder(model: PreTrainedModel, *, batch: int, length: int, mode: Mode) -> Decoder:
     """A decoder for `batch` sequences of up to `length` tokens, prompt included, ready to run.
 
-    A model on several devices decodes eagerly, and so does one whose step cannot be compiled, for want of a C compiler
-    for example; the decoder says so in its `mode`.
+    A model on several devices decodes eagerly, and so do a mixture of experts, whose steps differ from token to token,
+    and a model whose step cannot be compiled, for want of a C compiler for example; the decoder says so in its `mode`.
     """
-    if mode == "eager" or any(hasattr(module, "_hf_hook") for module in model.modules()):
+    if mode == "eager" or any(_only_eager(module) for module in model.modules()):
         return EagerDecoder(model)
     try:
         return FixedDecoder(model, batch, length, mode)
@@ -74,6 +75,10 @@ def decoder(model: PreTrainedModel, *, batch: int, length: int, mode: Mode) -> D
             raise
         log.warning("torch.compile failed, going on without it: %s", " ".join(str(error).split())[:300])
         return FixedDecoder(model, batch, length, "graph") if device_of(model).type == "cuda" else EagerDecoder(model)
+
+
+def _only_eager(module: nn.Module) -> bool:
+    return hasattr(module, "_hf_hook") or isinstance(module, MixtureOfExperts)
 
 
 class EagerDecoder:

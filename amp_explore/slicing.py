@@ -19,7 +19,9 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.pytorch_utils import Conv1D
 
+from amp_explore.models.experts import MixtureOfExperts
 from amp_explore.models.families import (
     Family,
     LayerParts,
@@ -34,7 +36,7 @@ from amp_explore.models.families import (
     share,
 )
 from amp_explore.models.loading import LoadedModel
-from amp_explore.models.sharding import device_of, keep, transposed
+from amp_explore.models.sharding import device_of, keep
 from amp_explore.plan import PruningPlan
 
 LayerOf = Callable[[LoadedModel, PruningPlan, int], nn.Module]
@@ -63,7 +65,9 @@ def slice_layer(loaded: LoadedModel, plan: PruningPlan, number: int) -> nn.Modul
     if plan.neurons[number].any():
         kept = torch.from_numpy((~plan.neurons[number]).nonzero()[0])
         _keep_outputs([(up, kept) for up in parts.up])
-        if len(kept) or not transposed(parts.down):
+        if isinstance(parts.mlp, MixtureOfExperts):
+            parts.mlp.leave(kept)
+        if len(kept) or type(parts.down) is not Conv1D:
             keep(parts.down, "inputs", kept)
         else:
             setattr(parts.mlp, family.down, _without_inputs(parts.down))
@@ -85,7 +89,7 @@ def _keep_outputs(wanted: list[tuple[Projection, torch.Tensor]]) -> None:
             keep(module, "outputs", kept)
 
 
-def _without_inputs(conv: nn.Module) -> nn.Linear:
+def _without_inputs(conv: Conv1D) -> nn.Linear:
     """What is left of a Conv1D without inputs, which could not run."""
     linear, bias = nn.Linear(1, outputs_of(conv), device="meta"), bias_of(conv)
     linear.in_features = 0
@@ -225,13 +229,16 @@ class NoAttention(nn.Module):
 
 
 def mask(loaded: LoadedModel, plan: PruningPlan) -> PreTrainedModel:
-    """The dense model with the plan's units silenced: their inputs to the output and down projections are zeroed."""
+    """The dense model with the plan's units silenced: their inputs to the output and down projections are zeroed, and
+    no token is sent to an expert without any other."""
     model = share(loaded.model)
     for number, layer in enumerate(decoder_layers(model)):
         parts = layer_parts(layer, loaded.family)
         kept_heads = torch.from_numpy(~plan.heads[number]).repeat_interleave(parts.head_dim)
         _silence_inputs(parts.o, kept_heads)
         _silence_inputs(parts.down, torch.from_numpy(~plan.neurons[number]))
+        if isinstance(parts.mlp, MixtureOfExperts):
+            parts.mlp.close(torch.tensor(plan.neurons[number]))
     return model
 
 

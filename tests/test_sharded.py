@@ -238,6 +238,12 @@ def test_strategies_place_a_whole_model(folder, strategy):
     assert relative_error(logits(sharded.model, sharded.device), logits(tiny("qwen2").model, "cpu")) < 1e-4
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_mixtures_of_experts_are_refused_in_shards(folder, family):
+    with pytest.raises(ModelError, match="a mixture of experts must be on one device"):
+        load(str(folder(family)), device=device_map(family, "upper half on disk"), dtype="float32")
+
+
 def test_offloaded_weights_take_the_dtype_that_was_asked_for(folder):
     source = str(folder("qwen2"))
     whole = load(source, device="cpu", dtype="bfloat16")

@@ -6,6 +6,7 @@ import torch
 from made_up import layer_shape, model_shape
 from safetensors.torch import save_file
 from tiny import FAMILIES, LAYERS, tiny, tokens
+from transformers.pytorch_utils import Conv1D
 
 from amp_explore import statistics
 from amp_explore.calibration import TokenWindows
@@ -43,7 +44,7 @@ DOWN_PROJECTIONS = ("mlp.down_proj", ".fc2", "mlp.c_proj", "mlp.dense_4h_to_h")
 def weight(loaded, name) -> torch.Tensor:
     """(out, in)."""
     module = loaded.model.get_submodule(name)
-    return (module.weight.T if type(module).__name__ == "Conv1D" else module.weight).double()
+    return (module.weight.T if isinstance(module, Conv1D) else module.weight).double()
 
 
 def plain_scores(loaded, windows, criterion):

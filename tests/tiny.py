@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from amp_explore.models.loading import LoadedModel, from_model
 from amp_explore.plan import PruningPlan
@@ -47,6 +47,8 @@ SPECS: dict[str, dict] = {
     "cohere-normed": dict(use_qk_norm=True, attention_bias=True),
     "stablelm": dict(use_qkv_bias=True, partial_rotary_factor=0.5),
     "stablelm-normed": dict(qk_layernorm=True, use_parallel_residual=True),
+    "mixtral": dict(num_local_experts=4, intermediate_size=NEURONS // 4),
+    "qwen3_moe": dict(num_experts=5, moe_intermediate_size=NEURONS // 5, num_experts_per_tok=3, mlp_only_layers=[1]),
     "phi": dict(),
     "phi-normed": dict(qk_layernorm=True),
     "phi3": dict(partial_rotary_factor=0.5, sliding_window=8),
@@ -66,8 +68,14 @@ FAMILIES = tuple(SPECS)
 @lru_cache
 @torch.inference_mode(False)  # kept for later tests, whatever mode this one runs in
 def tiny(name: str, dtype: str = "float32") -> LoadedModel:
-    """A tiny random model, with weights large enough that every unit matters and with biases and norms that are not
-    trivial."""
+    """A tiny random model, loaded."""
+    return from_model(as_published(name, dtype), None, source=name)
+
+
+@torch.inference_mode(False)
+def as_published(name: str, dtype: str = "float32") -> PreTrainedModel:
+    """A tiny random model as transformers makes it, with weights large enough that every unit matters and with biases
+    and norms that are not trivial."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(name.split("-")[0], **_COMMON | SPECS[name])
     model = AutoModelForCausalLM.from_config(config)
@@ -76,7 +84,7 @@ def tiny(name: str, dtype: str = "float32") -> LoadedModel:
             parameter.data += torch.randn_like(parameter) * 0.3
         else:
             parameter.data = torch.randn_like(parameter) * 0.2
-    return from_model(model.to(getattr(torch, dtype)), None, source=name)
+    return model.to(getattr(torch, dtype)).eval()
 
 
 def random_plan(loaded: LoadedModel, seed: int, *, extreme: bool = True) -> PruningPlan:

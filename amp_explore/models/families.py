@@ -23,6 +23,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from amp_explore.errors import ModelError
+from amp_explore.models.experts import MixtureOfExperts
 from amp_explore.models.sharding import kept_elsewhere, parameters, tensor_of, transposed
 
 
@@ -48,9 +49,11 @@ class Family:
     positional: tuple[str, ...] = ()  # arguments that the model gives a layer without naming them
     plain_output: bool = True  # a layer returns its hidden states; else a tuple that begins with them
     own_attention: bool = False  # the attention is written out: it takes no back end of transformers
+    mixture: bool = False  # layers may have a mixture of experts in place of the MLP, see `experts`
     refused: Mapping[str, str] = field(default_factory=dict)  # options of its configuration, and what they mean
 
 
+_ROUTER_LOGITS = {"output_router_logits": "router logits as outputs"}
 _NEOX_MLP = {"up": ("dense_h_to_4h",), "down": "dense_4h_to_h"}
 
 FAMILIES: dict[str, Family] = {
@@ -65,6 +68,8 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(norms=("q_norm", "k_norm"), normed="together"),
     "cohere": Family(norms=("q_norm", "k_norm"), normed="own"),
     "stablelm": Family(norms=("q_layernorm", "k_layernorm"), normed="own"),
+    "mixtral": Family(mixture=True, refused=_ROUTER_LOGITS),
+    "qwen3_moe": Family(norms=("q_norm", "k_norm"), mixture=True, refused=_ROUTER_LOGITS),
     "phi": Family(o="dense", up=("fc1",), down="fc2", norms=("q_layernorm", "k_layernorm")),
     "phi3": Family(qkv="qkv_proj", up=("gate_up_proj",)),
     "opt": Family(layers="model.decoder.layers", o="out_proj", mlp=None, up=("fc1",), down="fc2"),
@@ -280,6 +285,9 @@ class LayerShape:
     one head (q rows, o columns), one KV head (k and v rows), one neuron (up rows, down column), and, once no head is
     left, with what all heads share (norms of q and k). The `*_weights` are those of them that a matrix product reads:
     no biases, no norms.
+
+    The neurons may be those of `experts`, expert after expert and equally many each; every token is sent to `top_k` of
+    them. An expert goes with its last neuron, and `expert_parameters`, its row of the router, with it.
     """
 
     hidden: int
@@ -298,12 +306,21 @@ class LayerShape:
     shared_weights: int = 0
     sliding_window: int | None = None  # tokens this layer's attention looks back on; None: all of them
     caches_heads: bool = False  # keys and values are stored for each query head, not for each KV head
+    experts: int = 1
+    top_k: int = 1
+    expert_parameters: int = 0
 
     @property
     def prunable_parameters(self) -> int:
         """Parameters that go when every head and every neuron of the layer goes."""
         attention = self.heads * self.head_parameters + self.kv_heads * self.kv_parameters + self.shared_parameters
-        return attention + self.neurons * self.neuron_parameters
+        return attention + self.neurons * self.neuron_parameters + self.experts * self.expert_parameters
+
+    def multiplied_weights(self, neurons: int, experts: int) -> int:
+        """Weights of the MLP that a token is multiplied with when so many neurons are left, in so many experts: the
+        router's, and those of as many experts of average width as it is sent to."""
+        chosen = neurons * self.neuron_weights * min(self.top_k, experts) // max(experts, 1)
+        return chosen + experts * self.expert_parameters
 
 
 @dataclass(frozen=True)
@@ -355,8 +372,12 @@ def shape_of(model: nn.Module, fingerprint: str) -> ModelShape:
 
 
 def matmul_parameters(model: nn.Module) -> int:
-    """Number of weights in all linear layers of the model (a tied vocabulary projection counts: it is computed)."""
-    return sum(module.weight.numel() for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)))
+    """Number of weights that a token is multiplied with: all linear layers of the model (a tied vocabulary projection
+    counts: it is computed), but of experts only those that it is sent to."""
+    mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    inside = {part for mixture in mixtures for part in mixture.modules()}
+    linear = (module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)) and module not in inside)
+    return sum(module.weight.numel() for module in linear) + sum(mixture.multiplied_weights for mixture in mixtures)
 
 
 def _layer_shape(parts: LayerParts, family: Family) -> LayerShape:
@@ -372,6 +393,10 @@ def _layer_shape(parts: LayerParts, family: Family) -> LayerShape:
         in_head, in_kv = [], [parts.v]
         shared_parameters += count((parts.q.module, parts.k.module))
         shared_weights = hidden * (outputs_of(parts.q) + outputs_of(parts.k))
+    mixture = isinstance(parts.mlp, MixtureOfExperts)
+    experts = (
+        {"experts": len(parts.mlp.widths), "top_k": parts.mlp.top_k, "expert_parameters": hidden} if mixture else {}
+    )
     return LayerShape(
         hidden=hidden,
         heads=heads,
@@ -389,6 +414,7 @@ def _layer_shape(parts: LayerParts, family: Family) -> LayerShape:
         shared_weights=shared_weights,
         sliding_window=sliding_window(parts.attention),
         caches_heads=_caches_heads(parts.attention),
+        **experts,
     )
 
 
