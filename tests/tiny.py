@@ -73,12 +73,12 @@ def tiny(name: str, dtype: str = "float32") -> LoadedModel:
 
 
 @torch.inference_mode(False)
-def as_published(name: str, dtype: str = "float32") -> PreTrainedModel:
+def as_published(name: str, dtype: str = "float32", attention: str | None = None) -> PreTrainedModel:
     """A tiny random model as transformers makes it, with weights large enough that every unit matters and with biases
     and norms that are not trivial."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(name.split("-")[0], **_COMMON | SPECS[name])
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.data += torch.randn_like(parameter) * 0.3
