@@ -103,20 +103,12 @@ def _slice_attention(parts: LayerParts, family: Family, plan: PruningPlan, numbe
     kept_heads = torch.from_numpy((~plan.heads[number]).nonzero()[0])
     kept_kv = torch.from_numpy((~plan.removed_kv_heads(number)).nonzero()[0])
     head_rows, kv_rows = rows_of(kept_heads, parts.head_dim), rows_of(kept_kv, parts.head_dim)
-    together = family.normed == "together"  # then q and k stay whole for the norms' sake, which leave out rows instead
-    _keep_outputs([(parts.v, kv_rows)] if together else [(parts.q, head_rows), (parts.k, kv_rows), (parts.v, kv_rows)])
+    whole = family.normed == "together"  # q and k: the norms need all of them, and leave out outputs instead
+    _keep_outputs([(parts.v, kv_rows)] if whole else [(parts.q, head_rows), (parts.k, kv_rows), (parts.v, kv_rows)])
     keep(parts.o, "inputs", head_rows)
-    for name, norm, kept, units in zip(
-        family.norms or (), parts.norms, (kept_heads, kept_kv), (shape.heads, shape.kv_heads), strict=False
-    ):
-        if len(kept) == units or family.normed == "alike":
-            continue
-        if together:
-            setattr(attention, name, SomeOutputs(norm, rows_of(kept, parts.head_dim)))
-        elif hasattr(norm, "norms"):  # a module for each head
-            norm.norms = nn.ModuleList(norm.norms[head] for head in kept)
-        else:
-            keep(norm, "outputs", kept)
+    if parts.norms:
+        _slice_norm(parts, family, 0, kept_heads, shape.heads)
+        _slice_norm(parts, family, 1, kept_kv, shape.kv_heads)
 
     kv_of_kept = torch.tensor(shape.kv_of_head)[kept_heads]
     groups = tuple((kv_of_kept == kv).sum().item() for kv in kept_kv)
@@ -134,6 +126,19 @@ def _slice_attention(parts: LayerParts, family: Family, plan: PruningPlan, numbe
     attention.config.num_attention_heads = len(kept_heads)  # this layer's own copy: the others go on as they did
     if len(set(groups)) > 1:
         _attend_in_ragged_groups(attention, family, groups, device_of(parts.o))
+
+
+def _slice_norm(parts: LayerParts, family: Family, which: int, kept: torch.Tensor, heads: int) -> None:
+    """Leave the norm of q (`which` 0) or k (1) what belongs to the kept ones of so many heads."""
+    norm = parts.norms[which]
+    if family.normed == "alike" or len(kept) == heads:
+        return
+    if family.normed == "together":
+        setattr(parts.attention, family.norms[which], SomeOutputs(norm, rows_of(kept, parts.head_dim)))
+    elif hasattr(norm, "norms"):  # a module for each head
+        norm.norms = nn.ModuleList(norm.norms[head] for head in kept)
+    else:  # a row of weights for each head
+        keep(norm, "outputs", kept)
 
 
 def _attend_in_ragged_groups(

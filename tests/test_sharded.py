@@ -15,7 +15,7 @@ from made_up import save_tiny
 from test_perplexity import windows_of
 from test_slicing import everything_removed, relative_error
 from test_statistics import LENGTHS, prompts
-from tiny import LAYERS, random_plan, tiny, tokens
+from tiny import FAMILIES, LAYERS, random_plan, tiny, tokens
 
 from amp_explore.boundaries import Boundaries
 from amp_explore.costs import costs_of_plan
@@ -42,7 +42,7 @@ MARKS = {"two GPUs": TWO_GPUS, "GPU and CPU": GPU, "GPU and disk": GPU}
 EACH_FAMILY = pytest.mark.parametrize(
     "family",
     ["llama", "llama-biases", "qwen2", "gemma2", "phi", "phi3", "opt-projected", "gpt2", "gpt_neox", "falcon-grouped"]
-    + ["olmo2", "cohere-normed", "stablelm-normed"],
+    + ["olmo2", "cohere-normed", "stablelm-normed", "granite", "smollm3"],
 )
 EACH_WAY = pytest.mark.parametrize("shards", [pytest.param(name, marks=MARKS.get(name, ())) for name in SHARDS])
 PLANS = pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_sharded_model_says_where_it_is(sharded, shards):
     assert perplexity(slice_model(sharded, random_plan(sharded, 1)), windows_of(1, 8))["device"] == said
 
 
-@EACH_FAMILY
+@pytest.mark.parametrize("family", FAMILIES)
 @PLANS
 def test_where_there_is_no_room_sliced_layers_take_no_memory(family, plan_of, monkeypatch):
     loaded = tiny(family)

@@ -333,9 +333,7 @@ class ModelShape:
     fingerprint: str
     layers: tuple[LayerShape, ...]
     parameters: int  # all parameters, tied ones once
-    matmul_parameters: (
-        int  # weights that every token is multiplied with: all Linear layers, the vocabulary projection too
-    )
+    matmul_parameters: int  # weights that a token is multiplied with, the vocabulary projection's too
     vocabulary_weights: int  # those of them in the vocabulary projection
     bytes_per_parameter: int
 
