@@ -13,7 +13,10 @@ from transformers import PreTrainedModel
 from amp_explore.models import sharding
 from amp_explore.models.families import (
     LayerShape,
+    cached_heads,
     decoder_layers,
+    family_of,
+    kv_groups,
     matmul_parameters,
     sliding_window,
 )
@@ -47,9 +50,9 @@ def costs_of_plan(plan: PruningPlan) -> Costs:
     removed = removed_parameters(plan)
     kv_numbers, attention = 0, 0
     for number, layer in enumerate(shape.layers):
-        heads, kv_heads, _ = removed_units(plan, number)
+        heads, _, _ = removed_units(plan, number)
         # A layer without heads keeps one number per token (see slicing.NoAttention).
-        kv_numbers += 2 * (layer.kv_heads - kv_heads) * layer.head_dim if heads < layer.heads else 1
+        kv_numbers += 2 * remaining_cached_heads(plan, number) * layer.head_dim if heads < layer.heads else 1
         attention += _attention_flops(layer.heads - heads, layer.head_dim, layer.sliding_window)
     return Costs(
         parameters=shape.parameters - removed,
@@ -61,15 +64,15 @@ def costs_of_plan(plan: PruningPlan) -> Costs:
 
 def costs_of_model(model: PreTrainedModel) -> Costs:
     """Count the tensors of a dense or sliced model."""
-    attention, kv_numbers = 0, 0
+    attention, kv_numbers, family = 0, 0, family_of(model.config.model_type)
     for layer in decoder_layers(model):
-        block = layer.self_attn
+        block = getattr(layer, family.attention)
         if isinstance(block, NoAttention):
             kv_numbers += 1
             continue
-        heads = block.q_proj.out_features // block.head_dim
-        kv_numbers += block.k_proj.out_features + block.v_proj.out_features
-        attention += _attention_flops(heads, block.head_dim, sliding_window(block))
+        head_dim = getattr(block, family.head_dim)
+        kv_numbers += 2 * cached_heads(block, family) * head_dim
+        attention += _attention_flops(sum(kv_groups(block, family)), head_dim, sliding_window(block))
     parameters = list(sharding.parameters(model))
     return Costs(
         parameters=sum(parameter.numel() for parameter in parameters),
@@ -88,12 +91,26 @@ def removed_units(plan: PruningPlan, layer: int) -> tuple[int, int, int]:
     )
 
 
+def remaining_cached_heads(plan: PruningPlan, layer: int) -> int:
+    """How many heads a layer still stores keys and values of."""
+    shape, (heads, kv_heads, _) = plan.shape.layers[layer], removed_units(plan, layer)
+    return shape.heads - heads if shape.caches_heads else shape.kv_heads - kv_heads
+
+
+def removed_experts(plan: PruningPlan, layer: int) -> int:
+    """How many experts of a layer lose all their neurons."""
+    return int(plan.neurons[layer].reshape(plan.shape.layers[layer].experts, -1).all(1).sum())
+
+
 def remaining_weights(plan: PruningPlan) -> int:
     """Weights that every token is still multiplied with, the vocabulary projection's among them."""
     removed = 0
     for number, layer in enumerate(plan.shape.layers):
         heads, kv_heads, neurons = removed_units(plan, number)
-        removed += heads * layer.head_weights + kv_heads * layer.kv_weights + neurons * layer.neuron_weights
+        removed += heads * layer.head_weights + kv_heads * layer.kv_weights
+        removed += layer.multiplied_weights(layer.neurons, layer.experts)
+        removed -= layer.multiplied_weights(layer.neurons - neurons, layer.experts - removed_experts(plan, number))
+        removed += layer.shared_weights if heads == layer.heads else 0
     return plan.shape.matmul_parameters - removed
 
 
@@ -109,7 +126,9 @@ def removed_layer_parameters(plan: PruningPlan, number: int) -> int:
     removed = heads * layer.head_parameters + kv_heads * layer.kv_parameters + neurons * layer.neuron_parameters
     if plan.repair and plan.repair.method == "bias":  # where there was no bias, there is one now
         removed -= layer.hidden * ((heads > 0 and not layer.o_bias) + (neurons > 0 and not layer.down_bias))
-    return removed + (layer.norm_parameters if heads == layer.heads else 0)
+    if layer.expert_parameters:
+        removed += removed_experts(plan, number) * layer.expert_parameters
+    return removed + (layer.shared_parameters if heads == layer.heads else 0)
 
 
 def _attention_flops(heads: int, head_dim: int, window: int | None) -> int:

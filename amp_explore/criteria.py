@@ -159,7 +159,8 @@ def magnitude_heads(order: int) -> Function:
     def norms(layer: Layer) -> torch.Tensor:
         parts, size = layer.parts, layer.parts.head_dim
         columns = _norm(_out(layer).unflatten(1, (-1, size)), order, (0, 2))  # (heads,)
-        rows = [_norm(_numbers(each).unflatten(0, (-1, size)), order, (1, 2)) for each in (parts.q, parts.k, parts.v)]
+        coupled = (*parts.with_head, *parts.with_kv_head)
+        rows = [_norm(_numbers(each).unflatten(0, (-1, size)), order, (1, 2)) for each in coupled]
         return _whole([columns, *(units.repeat_interleave(len(columns) // len(units)) for units in rows)], order)
 
     return norms

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from amp_explore.models.families import decoder_layers, share, sliding_window
+from amp_explore.models.experts import MixtureOfExperts
+from amp_explore.models.families import Family, cached_heads, decoder_layers, family_of, share, sliding_window
 from amp_explore.models.sharding import device_of
 from amp_explore.progress import Progress, no_progress
 from amp_explore.slicing import NoAttention
@@ -60,10 +61,10 @@ class Decoder(Protocol):
 def decoder(model: PreTrainedModel, *, batch: int, length: int, mode: Mode) -> Decoder:
     """A decoder for `batch` sequences of up to `length` tokens, prompt included, ready to run.
 
-    A model on several devices decodes eagerly, and so does one whose step cannot be compiled, for want of a C compiler
-    for example; the decoder says so in its `mode`.
+    A model on several devices decodes eagerly, and so do a mixture of experts, whose steps differ from token to token,
+    and a model whose step cannot be compiled, for want of a C compiler for example; the decoder says so in its `mode`.
     """
-    if mode == "eager" or any(hasattr(module, "_hf_hook") for module in model.modules()):
+    if mode == "eager" or any(_only_eager(module) for module in model.modules()):
         return EagerDecoder(model)
     try:
         return FixedDecoder(model, batch, length, mode)
@@ -74,6 +75,10 @@ def decoder(model: PreTrainedModel, *, batch: int, length: int, mode: Mode) -> D
             raise
         log.warning("torch.compile failed, going on without it: %s", " ".join(str(error).split())[:300])
         return FixedDecoder(model, batch, length, "graph") if device_of(model).type == "cuda" else EagerDecoder(model)
+
+
+def _only_eager(module: nn.Module) -> bool:
+    return hasattr(module, "_hf_hook") or isinstance(module, MixtureOfExperts)
 
 
 class EagerDecoder:
@@ -104,16 +109,15 @@ class FixedDecoder:
         self._token = torch.zeros(batch, 1, dtype=torch.long, device=device_of(model))
         self._position = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))
         self._slots = torch.arange(length, device=device_of(model))
-        layers = decoder_layers(model)
-        windows = [
-            None if isinstance(layer.self_attn, NoAttention) else sliding_window(layer.self_attn) for layer in layers
-        ]
+        layers, family = decoder_layers(model), family_of(model.config.model_type)
+        attentions = [getattr(layer, family.attention) for layer in layers]
+        windows = [None if isinstance(each, NoAttention) else sliding_window(each) for each in attentions]
         empty = torch.zeros(1, 1, 1, length, dtype=model.dtype, device=device_of(model))
         self._masks = {window: empty.clone() for window in windows}  # added to the attention scores: (1, 1, 1, length)
         alike = len({tuple(p.shape for p in layer.parameters()) for layer in layers}) <= _COMPILED_EXACTLY
         step = _compiled_step(device_of(model).type, exactly=alike) if mode == "compiled" else _step
         fixed = [
-            _FixedLayer(layer, batch, length, self._position, self._masks[window], step)
+            _FixedLayer(layer, family, batch, length, self._position, self._masks[window], step)
             for layer, window in zip(layers, windows, strict=True)
         ]
         self._model = share(model, dict(zip(layers, fixed, strict=True)))
@@ -171,36 +175,43 @@ class _FixedLayer(nn.Module):
     """A decoder layer with its own keys and values, each (B, KV heads, length, head_dim)."""
 
     def __init__(
-        self, layer: nn.Module, batch: int, length: int, position: torch.Tensor, mask: torch.Tensor, step: Callable
+        self,
+        layer: nn.Module,
+        family: Family,
+        batch: int,
+        length: int,
+        position: torch.Tensor,
+        mask: torch.Tensor,
+        step: Callable,
     ) -> None:
         super().__init__()
-        self.layer = share(layer)
+        self.layer, self.family = share(layer), family
         self.position, self.mask, self.step = position, mask, step
         self.slots: _Slots | None = None
-        attention = self.layer.self_attn
+        attention = getattr(self.layer, family.attention)
         if not isinstance(attention, NoAttention):
-            shape = (batch, attention.k_proj.out_features // attention.head_dim, length, attention.head_dim)
-            self.slots = _Slots(attention.k_proj.weight.new_zeros(shape), attention.v_proj.weight.new_zeros(shape))
+            shape = (batch, cached_heads(attention, family), length, getattr(attention, family.head_dim))
+            self.slots = _Slots(mask.new_zeros(shape), mask.new_zeros(shape))
             for tensor, dimension in ((self.slots.keys, 2), (self.slots.values, 2), (mask, 3)):
                 torch._dynamo.mark_dynamic(tensor, dimension)  # one compilation for every length
             attention.layer_idx = 0  # where all layers have the same, torch.compile needs to compile one of them only
 
-    def forward(self, hidden_states: torch.Tensor, *, position_embeddings, **options) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *arguments: object, **options: object) -> object:
+        options |= dict(zip(self.family.positional, arguments, strict=True))
         if hidden_states.shape[1] > 1:
-            prompt = None if self.slots is None else _Prompt(self.slots)
-            options |= {"position_embeddings": position_embeddings, "past_key_values": prompt}
+            options[self.family.cache] = None if self.slots is None else _Prompt(self.slots)
             return self.layer(hidden_states, **options)
-        return self.step(self.layer, hidden_states, self.mask, self.slots, self.position, position_embeddings)
+        options = {name: options[name] for name in _OF_STEP if name in options}
+        return self.step(self.layer, hidden_states, self.mask, self.slots, self.position, self.family.cache, options)
 
 
-def _step(layer, hidden_states, mask, slots, position, position_embeddings):
-    return layer(
-        hidden_states,
-        attention_mask=mask,
-        position_ids=position,
-        position_embeddings=position_embeddings,
-        past_key_values=None if slots is None else _Now(slots, position[0]),
-    )
+_OF_STEP = ("position_embeddings", "alibi")
+"""What a layer gets from the model at each step, if it gets it at all, besides mask, position and cache."""
+
+
+def _step(layer, hidden_states, mask, slots, position, cache, options):
+    now = None if slots is None else _Now(slots, position[0])
+    return layer(hidden_states, attention_mask=mask, position_ids=position, **{cache: now}, **options)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from amp_explore.calibration import TokenWindows
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import LayerParts, decoder_layers, layer_parts, share
+from amp_explore.models.families import LayerParts, as_linear, decoder_layers, inputs_of, layer_parts, share
 from amp_explore.models.loading import LoadedModel
 from amp_explore.progress import Progress, no_progress
 
@@ -76,10 +76,15 @@ def _trainable_copy(loaded: LoadedModel) -> nn.Module:
             if parameter is not None:
                 module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
     for layer in decoder_layers(model):
-        parts = layer_parts(layer, loaded.family)
-        for linear in (parts.q, parts.k, parts.v, parts.o, *parts.up, parts.down):
-            linear.weight.requires_grad_(True)
+        for module in _modules(layer_parts(layer, loaded.family)):
+            module.weight.requires_grad_(True)
     return model
+
+
+def _modules(parts: LayerParts) -> list[nn.Module]:
+    """The modules whose weights go with heads or neurons, each once."""
+    coupled = (*parts.with_head, *parts.with_kv_head, *parts.up)
+    return list(dict.fromkeys([*(part.module for part in coupled), parts.o, parts.down]))
 
 
 class _LayerSums:
@@ -87,44 +92,52 @@ class _LayerSums:
 
     def __init__(self, parts: LayerParts) -> None:
         self.sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-        size = parts.head_dim
-        heads = parts.o.in_features // size
-
-        def by_head(weights: torch.Tensor) -> torch.Tensor:
-            """(rows, n) of q, k or v, or the columns of o -> (heads, ...)."""
-            units = weights.unflatten(0, (-1, size)).flatten(1)
-            return units.repeat_interleave(heads // len(units), 0)
-
-        for linear in (parts.q, parts.k, parts.v):
-            linear.weight.register_post_accumulate_grad_hook(self._weights("head", by_head))
-        parts.o.weight.register_post_accumulate_grad_hook(self._weights("head", lambda w: by_head(w.T), True))
-        for linear in parts.up:
-            linear.weight.register_post_accumulate_grad_hook(self._weights("neuron", lambda w: w))
-        parts.down.weight.register_post_accumulate_grad_hook(self._weights("neuron", lambda w: w.T, True))
-        parts.o.register_forward_pre_hook(self._inputs("head", size))
-        parts.down.register_forward_pre_hook(self._inputs("neuron", 1))
+        self.parts = parts
+        self.heads = inputs_of(parts.o) // parts.head_dim
+        for module in _modules(parts):
+            module.weight.register_post_accumulate_grad_hook(self._weights_hook(module))
+        parts.o.register_forward_pre_hook(self._inputs_hook("head", parts.head_dim))
+        parts.down.register_forward_pre_hook(self._inputs_hook("neuron", 1))
 
     def means(self, windows: int) -> dict[str, torch.Tensor]:
         return {name: (total / windows).float().cpu() for name, total in self.sums.items()}
 
-    def _weights(self, unit: str, by_unit, columns: bool = False):
+    def _weights_hook(self, module: nn.Module):
         def add(weight: nn.Parameter) -> None:
-            products = by_unit(weight.detach().float() * weight.grad.float())  # (units, n)
+            products = weight.detach().float() * weight.grad.float()
             weight.grad = None
-            self._add(f"{unit}_product", products.sum(1))
-            self._add(f"{unit}_square", products.square().sum(1))
-            if columns:
-                self._add(f"{unit}_column_magnitude", products.abs().sum(1))
+            for part in (*self.parts.with_head, *self.parts.with_kv_head):
+                if part.module is module:
+                    self._add_products("head", self._by_head(as_linear(part, products)))
+            for part in self.parts.up:
+                if part.module is module:
+                    self._add_products("neuron", as_linear(part, products))
+            if module is self.parts.o:
+                self._add_products("head", self._by_head(as_linear(module, products).T), columns=True)
+            if module is self.parts.down:
+                self._add_products("neuron", as_linear(module, products).T, columns=True)
 
         return add
 
-    def _inputs(self, unit: str, size: int):
-        def watch(linear: nn.Linear, inputs: tuple[torch.Tensor]) -> None:
-            x = inputs[0]  # (1, T, units * size)
+    def _by_head(self, products: torch.Tensor) -> torch.Tensor:
+        """Rows of q, k or v, or columns of o, (units * head_dim, n) -> (heads, head_dim * n)."""
+        units = products.unflatten(0, (-1, self.parts.head_dim)).flatten(1)
+        return units.repeat_interleave(self.heads // len(units), 0)
+
+    def _add_products(self, unit: str, products: torch.Tensor, columns: bool = False) -> None:
+        """`products` (units, n): each weight of a unit times its gradient."""
+        self._add(f"{unit}_product", products.sum(1))
+        self._add(f"{unit}_square", products.square().sum(1))
+        if columns:
+            self._add(f"{unit}_column_magnitude", products.abs().sum(1))
+
+    def _inputs_hook(self, unit: str, size: int):
+        def watch(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            x = inputs[0]  # (1, T, units * size), or (T, units * size)
 
             def add(gradient: torch.Tensor) -> None:
-                products = (x.detach().float() * gradient.float())[0].unflatten(-1, (-1, size)).sum(-1)  # (T, units)
-                self._add(f"{unit}_relevance", products.abs().mean(0))
+                products = (x.detach().float() * gradient.float()).flatten(0, -2).unflatten(-1, (-1, size))
+                self._add(f"{unit}_relevance", products.sum(-1).abs().mean(0))
 
             x.register_hook(add)
 

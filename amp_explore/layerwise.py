@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from amp_explore.models.families import decoder_layers, share
+from amp_explore.models.families import Family, decoder_layers, family_of, share
 from amp_explore.models.sharding import device_of
 
 
@@ -18,8 +18,12 @@ class Known(nn.Module):
 
     states: torch.Tensor | None = None
 
-    def forward(self, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
-        return self.states
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self.plain_output = family.plain_output
+
+    def forward(self, hidden_states: torch.Tensor, *_: object, **__: object) -> torch.Tensor | tuple[torch.Tensor]:
+        return self.states if self.plain_output else (self.states,)
 
 
 class OneLayer:
@@ -30,7 +34,7 @@ class OneLayer:
 
     def __init__(self, model: PreTrainedModel, number: int, instead: nn.Module | None = None) -> None:
         layers = decoder_layers(model)
-        self._others = Known()
+        self._others = Known(family_of(model.config.model_type))
         self.layer = instead or layers[number]
         self._watched = _Watched(self.layer)
         self._model = share(model, dict.fromkeys(layers, self._others) | {layers[number]: self._watched})
@@ -39,7 +43,7 @@ class OneLayer:
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         self._others.states = self._watched.enters = states.to(self._device)
         ids = torch.zeros(states.shape[:2], dtype=torch.long, device=self._device)  # which tokens is no matter
-        self._model.model(ids, use_cache=False)
+        self._model.base_model(ids, use_cache=False)
         return self._watched.leaves
 
 
@@ -82,7 +86,7 @@ class _Watched(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, hidden_states: torch.Tensor, **options: object) -> torch.Tensor:
-        output = self.layer(self.enters, **options)
+    def forward(self, hidden_states: torch.Tensor, *arguments: object, **options: object) -> object:
+        output = self.layer(self.enters, *arguments, **options)
         self.leaves = output[0] if isinstance(output, tuple) else output
         return output

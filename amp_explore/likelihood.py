@@ -24,7 +24,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import decoder_layers, eager_attention, share
+from amp_explore.models.families import decoder_layers, eager_attention, family_of, share
 from amp_explore.models.sharding import device_of
 from amp_explore.progress import Progress, no_progress
 
@@ -37,8 +37,9 @@ _OPEN = 2**31  # the end of a subtree that is still growing
 
 
 def covers(model: PreTrainedModel) -> bool:
-    """Whether `log_likelihoods` can run the model: its attention must take a ready mask."""
-    return model.config._attn_implementation in ("sdpa", "eager")
+    """Whether `log_likelihoods` can run the model: its attention must take a back end and a ready mask."""
+    own_attention = family_of(model.config.model_type).own_attention
+    return model.config._attn_implementation in ("sdpa", "eager") and not own_attention
 
 
 def log_likelihoods(
@@ -162,11 +163,15 @@ class _Scorer:
         self._model = share(model)
         self._model.get_output_embeddings().register_forward_pre_hook(self._choose)
         self._places = torch.empty(0, dtype=torch.long)
-        for copied, layer in zip(decoder_layers(self._model), decoder_layers(model), strict=True):
-            if hasattr(layer.self_attn, "config"):  # pruning may have left no attention
-                copied.self_attn.plain = (layer.self_attn,)  # in a tuple, so that it is no part of the copy
-                copied.self_attn.config = copy.copy(layer.self_attn.config)
-                copied.self_attn.config._attn_implementation = _TREE_BY_TREE
+        self._sizes: list[int] = []  # of the trees that run; all layers have the very list
+        attention = family_of(model.config.model_type).attention
+        for layers in zip(decoder_layers(self._model), decoder_layers(model), strict=True):
+            copied, plain = (getattr(layer, attention) for layer in layers)
+            if hasattr(plain, "config"):  # pruning may have left no attention
+                copied.plain = (plain,)  # in a tuple, so that it is no part of the copy
+                copied.tree_sizes = self._sizes
+                copied.config = copy.copy(plain.config)
+                copied.config._attn_implementation = _TREE_BY_TREE
 
     def _choose(self, projection: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         """(1, T, d) -> (places, d)."""
@@ -179,8 +184,8 @@ class _Scorer:
         def joined(name: str) -> torch.Tensor:
             return torch.tensor([value for tree in trees for value in getattr(tree, name)])
 
-        sizes = [len(tree.ids) for tree in trees]
-        starts = accumulate(sizes, initial=0)
+        self._sizes[:] = [len(tree.ids) for tree in trees]
+        starts = accumulate(self._sizes, initial=0)
         places = torch.tensor([start + node for start, tree in zip(starts, trees, strict=False) for node in tree.nodes])
         # answers that begin alike are predicted at the same places
         self._places, index = places.unique(return_inverse=True)
@@ -189,7 +194,6 @@ class _Scorer:
             attention_mask=_masks(self._model, trees, device),
             position_ids=joined("depths").to(device)[None],
             use_cache=False,
-            tree_sizes=sizes,
         ).logits  # (places, V)
         parts = logits.split(max(1, _on(device, _LOGITS) // logits.shape[1]))
         norms, peaks = (torch.cat(part) for part in zip(*map(_norms_and_peaks, parts), strict=True))
@@ -201,17 +205,19 @@ class _Scorer:
 _TREE_BY_TREE = "amp_explore_tree_by_tree"
 
 
-def _tree_by_tree(module, query, key, value, attention_mask, *, tree_sizes: list[int], **options):
-    """The attention of ``module.plain`` on each tree by itself.
+def _tree_by_tree(module, query, key, value, attention_mask, **options):
+    """The attention of ``module.plain`` on each tree by itself, trees of ``module.tree_sizes`` tokens.
 
     (1, heads, T, d) queries, (1, KV heads, T, d) keys and values and (trees, 1, N, N) masks -> (1, T, heads, d).
     """
     (plain,) = module.plain
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(plain.config._attn_implementation, eager_attention(plain))
-    trees = zip(*(states.split(tree_sizes, dim=2) for states in (query, key, value)), attention_mask, strict=True)
+    trees = zip(
+        *(states.split(module.tree_sizes, dim=2) for states in (query, key, value)), attention_mask, strict=True
+    )
     outputs = [
         attend(plain, *states, mask[None, :, :size, :size], **options)[0]
-        for (*states, mask), size in zip(trees, tree_sizes, strict=True)
+        for (*states, mask), size in zip(trees, module.tree_sizes, strict=True)
     ]
     return torch.cat(outputs, dim=1), None
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from amp_explore.boundaries import PlanBoundaries
 from amp_explore.calibration import TokenWindows
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import context_of, decoder_layers, share
+from amp_explore.layerwise import Known
+from amp_explore.models.families import context_of, decoder_layers, family_of, share
 from amp_explore.models.sharding import device_of, devices
 from amp_explore.progress import Progress, no_progress
 
@@ -79,7 +80,7 @@ class _Run:
     ) -> None:
         layers = decoder_layers(model)
         start = boundaries.start if boundaries else 0
-        self.below = _Known()
+        self.below = Known(family_of(model.config.model_type))
         above = {layer: _Noting(layer, number, self) for number, layer in enumerate(layers[start:], start)}
         self.model = share(model, dict.fromkeys(layers[:start], self.below) | above)
         self.head = share(model, dict.fromkeys(layers, self.below))  # from the highest layer to the logits
@@ -97,7 +98,7 @@ class _Run:
     def __call__(self, ids: torch.Tensor, states: torch.Tensor | None) -> torch.Tensor:
         """(B, T) tokens -> (B, T, d), what leaves the highest layer."""
         self.below.states = states
-        self.model.model(ids, use_cache=False)
+        self.model.base_model(ids, use_cache=False)
         return self.top
 
     def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -127,15 +128,6 @@ class _Run:
             self.passed.setdefault(number, []).append(states)
 
 
-class _Known(nn.Module):
-    """Stands where the layers below were: whatever comes in, the known hidden states come out."""
-
-    states: torch.Tensor | None = None
-
-    def forward(self, hidden_states: torch.Tensor, **_: object) -> torch.Tensor:
-        return self.states
-
-
 class _Noting(nn.Module):
     """A layer that is neither changed nor copied; what enters and what leaves it is noted."""
 
@@ -143,7 +135,8 @@ class _Noting(nn.Module):
         super().__init__()
         self.layer, self.number, self.run = layer, number, run
 
-    def forward(self, hidden_states: torch.Tensor, **options: object) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *arguments: object, **options: object) -> object:
         self.run.note(self.number, hidden_states)
-        self.run.top = self.layer(hidden_states, **options)
-        return self.run.top
+        output = self.layer(hidden_states, *arguments, **options)
+        self.run.top = output if self.run.below.plain_output else output[0]
+        return output

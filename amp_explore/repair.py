@@ -27,7 +27,8 @@ from amp_explore.calibration import TokenWindows
 from amp_explore.criteria import Evidence
 from amp_explore.errors import AmpExploreError
 from amp_explore.layerwise import OneLayer, input_of
-from amp_explore.models.families import decoder_layers, share, weight_of
+from amp_explore.models.experts import DownProjection
+from amp_explore.models.families import decoder_layers, inputs_of, set_weight, share, weight_of
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Progress, no_progress
@@ -131,6 +132,8 @@ def repair_layer(loaded: LoadedModel, plan: PruningPlan, number: int, evidence: 
             continue
         lost = weight_of(whole[block]).double().cpu()[:, removed]  # (hidden, removed)
         if plan.repair.method == "bias":
+            if isinstance(projection, DownProjection):
+                raise AmpExploreError("experts have no bias to put anything in; repair by least squares")
             activations = evidence.activations[number]
             mean = activations.attention_mean if block == "attention" else activations.neuron_mean
             _add_bias(projection, lost @ mean.double()[removed], weight_of(whole[block]))
@@ -139,7 +142,7 @@ def repair_layer(loaded: LoadedModel, plan: PruningPlan, number: int, evidence: 
             both = [gram.double() for gram in (getattr(grams, block), getattr(grams, f"{block}_held_out"))]
             fitting, checking = [(lost @ gram[removed][:, ~removed], gram[~removed][:, ~removed]) for gram in both]
             change, _, _ = ridge_fit(*fitting, *checking)
-            _set_weight(projection, projection.weight.double() + change.to(projection.weight.device))
+            set_weight(projection, weight_of(projection).double() + change.to(projection.weight.device))
     return layer
 
 
@@ -148,7 +151,7 @@ def refitted_layer(loaded: LoadedModel, plan: PruningPlan, number: int, fits: Se
     layer = slice_layer(loaded, plan, number)
     for block, projection in _projections(layer, loaded):
         if (weight := getattr(fits[number], block)).numel():
-            _set_weight(projection, weight)
+            set_weight(projection, weight)
     return layer
 
 
@@ -174,16 +177,16 @@ def fit_sequentially(
             left = _Traced(loaded, number, slice_layer(loaded, plan, number))
             targets = [whole(states) for states in dense]
             for block, projection in left.projections.items():
-                if not projection.in_features:
+                if not inputs_of(projection):
                     continue
                 sums = (_Sums(), _Sums())  # of the windows to fit on, and of those held out
                 for (held_out, _), states, target in zip(batches, ours, targets, strict=True):
                     sums[held_out].add(*left.lacks(block, states, target))
                 change, _, _ = ridge_fit(sums[0].cross, sums[0].gram, sums[1].cross, sums[1].gram)
-                _set_weight(projection, projection.weight.double() + change)
+                set_weight(projection, weight_of(projection).double() + change)
             ours = [left(states).leaves for states in ours]
             dense = [target.leaves for target in targets]
-            found = {block: projection.weight.data for block, projection in left.projections.items()}
+            found = {block: weight_of(projection) for block, projection in left.projections.items()}
             fits[number] = Fit(**nothing | found)
     progress(len(layers), len(layers), "repair")
     return tuple(fits)
@@ -199,7 +202,7 @@ class _Trace:
 
     def before(self, block: str) -> torch.Tensor:
         """The hidden states that the block's output is added to."""
-        return self.enters if block == "attention" else self.leaves - self.outputs[block]
+        return self.enters if block == "attention" else self.leaves - self.outputs[block].view_as(self.leaves)
 
 
 class _Traced:
@@ -208,10 +211,12 @@ class _Traced:
     def __init__(self, loaded: LoadedModel, number: int, layer: nn.Module) -> None:
         self.run = OneLayer(loaded.model, number, layer)
         self.projections = {
-            block: projection for block, projection in _projections(layer, loaded) if isinstance(projection, nn.Linear)
+            block: projection
+            for block, projection in _projections(layer, loaded)
+            if not isinstance(projection, NoAttention)
         }
-        # Where a norm stands behind the projections, what is missing in the residual stream is not theirs to give.
-        self.follows = not hasattr(layer, "post_feedforward_layernorm")
+        # Where a norm stands behind the projections, what the hidden states lack is not theirs to give.
+        self.follows = loaded.family.plain_residual
         self.inputs: dict[str, torch.Tensor] = {}
         self.outputs: dict[str, torch.Tensor] = {}
         for block, projection in self.projections.items():
@@ -231,7 +236,7 @@ class _Traced:
         missing = target.outputs.get(block, 0) - trace.outputs[block]
         if self.follows:
             missing = missing + target.before(block) - trace.before(block)
-        return missing.flatten(0, 1).float(), self.inputs[block].flatten(0, 1).float()
+        return missing.flatten(0, -2).float(), self.inputs[block].flatten(0, -2).float()
 
 
 class _Sums:
@@ -258,7 +263,7 @@ def _batches(windows: TokenWindows, device: torch.device) -> list[tuple[bool, to
 def _entering(loaded: LoadedModel, number: int, ids: torch.Tensor) -> torch.Tensor:
     """What enters a layer of the dense model."""
     model = share(loaded.model)
-    return input_of(decoder_layers(model)[number], lambda: model.model(ids, use_cache=False))
+    return input_of(decoder_layers(model)[number], lambda: model.base_model(ids, use_cache=False))
 
 
 def _refuse_shards(loaded: LoadedModel) -> None:
@@ -268,9 +273,10 @@ def _refuse_shards(loaded: LoadedModel) -> None:
 
 def _projections(layer: nn.Module, loaded: LoadedModel) -> Iterator[tuple[str, nn.Module]]:
     """("attention" or "mlp", the projection that is left of it): `NoAttention` stands in for one without heads."""
-    attention = layer.self_attn
-    yield "attention", attention if isinstance(attention, NoAttention) else getattr(attention, loaded.family.o)
-    yield "mlp", getattr(layer.mlp, loaded.family.down)
+    family = loaded.family
+    attention, mlp = getattr(layer, family.attention), layer if family.mlp is None else getattr(layer, family.mlp)
+    yield "attention", attention if isinstance(attention, NoAttention) else getattr(attention, family.o)
+    yield "mlp", getattr(mlp, family.down)
 
 
 def _removed_inputs(plan: PruningPlan, number: int) -> dict[str, torch.Tensor]:
@@ -278,11 +284,6 @@ def _removed_inputs(plan: PruningPlan, number: int) -> dict[str, torch.Tensor]:
     head_dim = plan.shape.layers[number].head_dim
     masks = {"attention": plan.heads[number].repeat(head_dim), "mlp": plan.neurons[number].copy()}
     return {block: torch.from_numpy(mask) for block, mask in masks.items()}
-
-
-def _set_weight(projection: nn.Linear, weight: torch.Tensor) -> None:
-    like = projection.weight
-    projection.weight = nn.Parameter(weight.to(like.device, like.dtype), requires_grad=False)
 
 
 def _add_bias(projection: nn.Module, change: torch.Tensor, like: torch.Tensor) -> None:

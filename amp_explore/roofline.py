@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from amp_explore.costs import remaining_weights, removed_units
+from amp_explore.costs import remaining_cached_heads, remaining_weights, removed_units
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Progress, no_progress
 
@@ -64,7 +64,7 @@ class Work:
 def decode_work(plan: PruningPlan, *, batch: int, context: int) -> Work:
     """One decode step of the sliced model: a token for each of `batch` sequences, with `context` tokens before it."""
     kv_numbers = sum(
-        2 * (layer.kv_heads - removed_units(plan, number)[1]) * layer.head_dim * _seen(1, context, layer.sliding_window)
+        2 * remaining_cached_heads(plan, number) * layer.head_dim * _seen(1, context, layer.sliding_window)
         for number, layer in enumerate(plan.shape.layers)
     )
     return _work(plan, batch=batch, tokens=1, context=context, kv_numbers=kv_numbers)

@@ -11,16 +11,32 @@ as a back end.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
+from types import MethodType
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.pytorch_utils import Conv1D
 
-from amp_explore.models.families import LayerParts, decoder_layers, eager_attention, layer_parts, share
+from amp_explore.models.experts import MixtureOfExperts
+from amp_explore.models.families import (
+    Family,
+    LayerParts,
+    Projection,
+    bias_of,
+    decoder_layers,
+    eager_attention,
+    fused_heads,
+    layer_parts,
+    outputs_of,
+    rows_of,
+    share,
+)
 from amp_explore.models.loading import LoadedModel
-from amp_explore.models.sharding import device_of, keep, tensor_of
+from amp_explore.models.sharding import device_of, keep
 from amp_explore.plan import PruningPlan
 
 LayerOf = Callable[[LoadedModel, PruningPlan, int], nn.Module]
@@ -42,45 +58,131 @@ def slice_layer(loaded: LoadedModel, plan: PruningPlan, number: int) -> nn.Modul
     Where that layer's weights are offloaded, or its device has no room for more, nothing is stored: what remains is cut
     out of the dense weights whenever the layer runs (see `sharding.keep`).
     """
+    family = loaded.family
     layer = share(decoder_layers(loaded.model)[number])
-    parts = layer_parts(layer, loaded.family)
+    parts = layer_parts(layer, family)
     if plan.neurons[number].any():
         kept = torch.from_numpy((~plan.neurons[number]).nonzero()[0])
-        for up in parts.up:
-            keep(up, 0, kept)
-        keep(parts.down, 1, kept)
+        _keep_outputs([(up, kept) for up in parts.up])
+        if isinstance(parts.mlp, MixtureOfExperts):
+            parts.mlp.leave(kept)
+        if len(kept) or type(parts.down) is not Conv1D:
+            keep(parts.down, "inputs", kept)
+        else:
+            setattr(parts.mlp, family.down, _without_inputs(parts.down))
     if plan.heads[number].all():
-        layer.self_attn = NoAttention(parts)
+        setattr(layer, family.attention, NoAttention(parts))
     elif plan.heads[number].any():
-        _slice_attention(parts, plan, number)
+        _slice_attention(parts, family, plan, number)
     return layer
 
 
-def _slice_attention(parts: LayerParts, plan: PruningPlan, number: int) -> None:
-    shape = plan.shape.layers[number]
-    kept_heads = (~plan.heads[number]).nonzero()[0].tolist()
-    kept_kv = (~plan.removed_kv_heads(number)).nonzero()[0].tolist()
-    head_rows = _indices_of_blocks(kept_heads, parts.head_dim)
-    keep(parts.q, 0, head_rows)
-    keep(parts.o, 1, head_rows)
-    if len(kept_kv) < shape.kv_heads:
-        kv_rows = _indices_of_blocks(kept_kv, parts.head_dim)
-        keep(parts.k, 0, kv_rows)
-        keep(parts.v, 0, kv_rows)
+def _keep_outputs(wanted: list[tuple[Projection, torch.Tensor]]) -> None:
+    """Leave projections only these outputs each; those that are one module are cut together."""
+    rows: dict[nn.Module, list[torch.Tensor]] = {}
+    for part, kept in wanted:
+        rows.setdefault(part.module, []).append(kept if part.rows is None else part.rows[kept])
+    for module, kept in rows.items():
+        kept = torch.cat(kept).sort().values
+        if len(kept) < outputs_of(module):
+            keep(module, "outputs", kept)
 
-    groups = [[i for i, head in enumerate(kept_heads) if shape.kv_of_head[head] == kv] for kv in kept_kv]
-    widest = max(map(len, groups))
-    parts.attention.num_key_value_groups = widest
-    if all(len(group) == widest for group in groups):
+
+def _without_inputs(conv: Conv1D) -> nn.Linear:
+    """What is left of a Conv1D without inputs, which could not run."""
+    linear, bias = nn.Linear(1, outputs_of(conv), device="meta"), bias_of(conv)
+    linear.in_features = 0
+    linear.weight = nn.Parameter(bias.new_empty(len(bias), 0), requires_grad=False)
+    linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear
+
+
+def _slice_attention(parts: LayerParts, family: Family, plan: PruningPlan, number: int) -> None:
+    shape, attention = plan.shape.layers[number], parts.attention
+    kept_heads = torch.from_numpy((~plan.heads[number]).nonzero()[0])
+    kept_kv = torch.from_numpy((~plan.removed_kv_heads(number)).nonzero()[0])
+    head_rows, kv_rows = rows_of(kept_heads, parts.head_dim), rows_of(kept_kv, parts.head_dim)
+    # Norms over all heads together need all of q and k; they leave out outputs instead.
+    of_heads = [(part, head_rows) for part in parts.with_head]
+    _keep_outputs(of_heads + [(part, kv_rows) for part in parts.with_kv_head])
+    keep(parts.o, "inputs", head_rows)
+    if parts.norms:
+        _slice_norm(parts, family, 0, kept_heads, shape.heads)
+        _slice_norm(parts, family, 1, kept_kv, shape.kv_heads)
+
+    kv_of_kept = torch.tensor(shape.kv_of_head)[kept_heads]
+    groups = tuple((kv_of_kept == kv).sum().item() for kv in kept_kv)
+    attention.kv_groups = groups
+    counts = {  # what modules of transformers call them
+        "num_heads": len(kept_heads),
+        "num_key_value_heads": len(kept_kv),
+        "num_kv_heads": len(kept_kv),
+        "num_key_value_groups": max(groups),
+        "split_size": len(head_rows),
+    }
+    for name, count in counts.items():
+        if hasattr(attention, name):
+            setattr(attention, name, count)
+    attention.config.num_attention_heads = len(kept_heads)  # this layer's own copy: the others go on as they did
+    if len(set(groups)) > 1:
+        _attend_in_ragged_groups(attention, family, groups, device_of(parts.o))
+
+
+def _slice_norm(parts: LayerParts, family: Family, which: int, kept: torch.Tensor, heads: int) -> None:
+    """Leave the norm of q (`which` 0) or k (1) what belongs to the kept ones of so many heads."""
+    norm = parts.norms[which]
+    if family.normed == "alike" or len(kept) == heads:
+        return
+    if family.normed == "together":
+        setattr(parts.attention, family.norms[which], SomeOutputs(norm, rows_of(kept, parts.head_dim)))
+    elif hasattr(norm, "norms"):  # a module for each head
+        norm.norms = nn.ModuleList(norm.norms[head] for head in kept)
+    else:  # a row of weights for each head
+        keep(norm, "outputs", kept)
+
+
+def _attend_in_ragged_groups(
+    attention: nn.Module, family: Family, groups: tuple[int, ...], device: torch.device
+) -> None:
+    """`groups` are the query heads of each KV head."""
+    if family.own_attention:
+        q, k, v = fused_heads(groups, family.grouped)
+        kv_of_head = torch.arange(len(groups)).repeat_interleave(torch.tensor(groups))
+        places = torch.stack((q, k[kv_of_head], v[kv_of_head])).to(device)
+        attention.register_buffer("qkv_of_heads", places, persistent=False)
+        attention._split_heads = MethodType(_split_ragged_heads, attention)
         return
     # Every group is filled up to the widest by repeating a query head; the copies' outputs are dropped again.
-    filled = [head for group in groups for head in group + group[-1:] * (widest - len(group))]
-    wanted = [g * widest + place for g, group in enumerate(groups) for place in range(len(group))]
-    device = device_of(parts.q)
-    parts.attention.register_buffer("filled_heads", torch.tensor(filled, device=device), persistent=False)
-    parts.attention.register_buffer("wanted_heads", torch.tensor(wanted, device=device), persistent=False)
-    config = parts.attention.config  # this layer's own copy: the others, and the masks, go on as they did
-    config._attn_implementation = "ragged_" + config._attn_implementation
+    widest, starts = max(groups), accumulate(groups, initial=0)
+    filled = [
+        start + min(place, size - 1) for start, size in zip(starts, groups, strict=False) for place in range(widest)
+    ]
+    wanted = [number * widest + place for number, size in enumerate(groups) for place in range(size)]
+    attention.register_buffer("filled_heads", torch.tensor(filled, device=device), persistent=False)
+    attention.register_buffer("wanted_heads", torch.tensor(wanted, device=device), persistent=False)
+    attention.config._attn_implementation = "ragged_" + attention.config._attn_implementation
+
+
+def _split_ragged_heads(attention: nn.Module, fused: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(B, T, outputs of the fused projection) -> q, k and v for each query head, (B, T, heads, head_dim) each.
+
+    It stands in for the method of Falcon's attention that takes all groups to be of one size.
+    """
+    heads = fused.unflatten(-1, (-1, attention.head_dim))
+    return tuple(heads[:, :, places] for places in attention.qkv_of_heads)
+
+
+class SomeOutputs(nn.Module):
+    """A norm of which only some outputs are wanted, and which needs all its inputs to know what to divide by."""
+
+    def __init__(self, norm: nn.Module, kept: torch.Tensor) -> None:
+        super().__init__()
+        self.norm = norm
+        self.register_buffer("kept", kept.to(device_of(norm)), persistent=False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., inputs) -> (..., kept)."""
+        return self.norm(states)[..., self.kept]
 
 
 def ragged_attention(module, query, key, value, attention_mask, **options):
@@ -116,33 +218,35 @@ class NoAttention(nn.Module):
     def __init__(self, parts: LayerParts) -> None:
         super().__init__()
         self.layer_idx = parts.attention.layer_idx
-        bias = tensor_of(parts.o, "bias")
+        bias = bias_of(parts.o)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
-    def forward(self, hidden_states: torch.Tensor, *, past_key_values=None, **_) -> tuple[torch.Tensor, None]:
+    def forward(
+        self, hidden_states: torch.Tensor, *, past_key_values=None, layer_past=None, **_
+    ) -> tuple[torch.Tensor, None]:
         """(B, T, d) -> (B, T, d), the same for every token."""
-        if past_key_values is not None:
+        cache = layer_past if past_key_values is None else past_key_values  # each family has its own name for it
+        if cache is not None:
             marker = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)  # (B, 1, T, 1)
-            past_key_values.update(marker, marker[..., :0], self.layer_idx)
+            cache.update(marker, marker[..., :0], self.layer_idx)
         output = torch.zeros_like(hidden_states)
         return (output if self.bias is None else output + self.bias), None
 
 
 def mask(loaded: LoadedModel, plan: PruningPlan) -> PreTrainedModel:
-    """The dense model with the plan's units silenced: their inputs to the output and down projections are zeroed."""
+    """The dense model with the plan's units silenced: their inputs to the output and down projections are zeroed, and
+    no token is sent to an expert without any other."""
     model = share(loaded.model)
     for number, layer in enumerate(decoder_layers(model)):
         parts = layer_parts(layer, loaded.family)
         kept_heads = torch.from_numpy(~plan.heads[number]).repeat_interleave(parts.head_dim)
         _silence_inputs(parts.o, kept_heads)
         _silence_inputs(parts.down, torch.from_numpy(~plan.neurons[number]))
+        if isinstance(parts.mlp, MixtureOfExperts):
+            parts.mlp.close(torch.tensor(plan.neurons[number]))
     return model
 
 
-def _silence_inputs(linear: nn.Linear, kept: torch.Tensor) -> None:
-    kept = kept.to(device_of(linear))
-    linear.register_forward_pre_hook(lambda _, inputs: (inputs[0].masked_fill(~kept, 0),))
-
-
-def _indices_of_blocks(blocks: list[int], size: int) -> torch.Tensor:
-    return (torch.tensor(blocks)[:, None] * size + torch.arange(size)).flatten()
+def _silence_inputs(module: nn.Module, kept: torch.Tensor) -> None:
+    kept = kept.to(device_of(module))
+    module.register_forward_pre_hook(lambda _, inputs: (inputs[0].masked_fill(~kept, 0),))

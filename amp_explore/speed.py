@@ -193,7 +193,7 @@ def _setup(model: PreTrainedModel, mode: Mode, *, batch: int, prompt: int, new_t
 def device_name(device: torch.device) -> str:
     """The name of the hardware, for people."""
     if device.type == "cuda":
-        return torch.cuda.getdevice_name(device)
+        return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty or just "x86_64" there
     if device.type == "cpu" and cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

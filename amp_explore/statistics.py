@@ -193,7 +193,7 @@ class _Sums:
         """Run a batch of prompts (B, T) through the decoder alone: the vocabulary projection is not needed."""
         self.attended, self.padded, self.held_out = attended, not attended.all(), held_out
         # without padding no mask is given, which lets attention take its fast path
-        self.model.model(ids, attention_mask=attended.long() if self.padded else None, use_cache=False)
+        self.model.base_model(ids, attention_mask=attended.long() if self.padded else None, use_cache=False)
 
     def _report(self, *_) -> None:
         self.progress(self.done, self.steps, "scoring")
@@ -229,7 +229,7 @@ class _Sums:
 
     def _neurons_hook(self, sums: dict[str, torch.Tensor]):
         def add(linear: nn.Linear, inputs: tuple[torch.Tensor]) -> None:
-            a = self._attended(inputs[0])  # (B, T, neurons)
+            a = self._attended(inputs[0].view(*self.attended.shape, -1))  # some come as (B * T, neurons)
             magnitude = self._per_prompt(_l1(a, 1))  # (B, neurons)
             _add(sums, neuron_magnitude=magnitude.sum(0), neuron_norm=magnitude.square().sum(0))
             self._moments(sums, "neuron", a)

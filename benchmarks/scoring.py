@@ -41,7 +41,7 @@ def straightforward(loaded: LoadedModel, windows: TokenWindows) -> list[tuple[to
         heads[number] += products.abs().sum(2).mean(0)
 
     def add_neurons(number: int, a: torch.Tensor) -> None:
-        neurons[number] += a[0].float().abs().mean(0)
+        neurons[number] += a.flatten(0, -2).float().abs().mean(0)
 
     for add, modules in ((add_heads, [parts.o for parts in layers]), (add_neurons, [parts.down for parts in layers])):
         hooks = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
-from tiny import tiny
+from tiny import as_published
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -41,7 +41,7 @@ def layer_shape(
         head_parameters=head_dim * (2 * hidden + biases),
         kv_parameters=head_dim * 2 * (hidden + biases),
         neuron_parameters=ups * (hidden + biases) + hidden,
-        norm_parameters=2 * head_dim if norms else 0,
+        shared_parameters=2 * head_dim if norms else 0,
         head_weights=2 * head_dim * hidden,
         kv_weights=2 * head_dim * hidden,
         neuron_weights=(ups + 1) * hidden,
@@ -128,6 +128,6 @@ def made_up_text(characters: int, seed: int = 0) -> str:
 
 def save_tiny(folder: Path, family: str = "llama") -> Path:
     """A tiny model with its tokenizer, saved as people save theirs."""
-    tiny(family).model.save_pretrained(folder)
+    as_published(family).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

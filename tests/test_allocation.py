@@ -38,7 +38,7 @@ def scores_of(shape, seed=0) -> Scores:
 def slack(shape) -> int:
     """One head and one neuron of every layer; a last head takes its KV head and the norms per head with it."""
     return sum(
-        layer.head_parameters + layer.kv_parameters + layer.norm_parameters + layer.neuron_parameters
+        layer.head_parameters + layer.kv_parameters + layer.shared_parameters + layer.neuron_parameters
         for layer in shape.layers
     )
 

@@ -11,7 +11,7 @@ import streamlit as st
 import torch
 from streamlit.testing.v1 import AppTest
 from tiny import HEADS, LAYERS, NEURONS, random_plan, tiny
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BloomConfig, BloomForCausalLM
 
 from amp_explore.models.loading import load
 from amp_explore.models.random_weights import SHAPES
@@ -180,9 +180,9 @@ def bad_source(request, tmp_path) -> tuple[Path, str]:
             model.config.save_pretrained(path)
             torch.save(model.state_dict(), path / "pytorch_model.bin")
             return path, "safetensors"
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=50, n_positions=16)
-    GPT2LMHeadModel(config).save_pretrained(path)
-    return path, "gpt2"
+    config = BloomConfig(n_layer=1, n_head=2, hidden_size=8, vocab_size=50)
+    BloomForCausalLM(config).save_pretrained(path)
+    return path, "bloom"
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_one_before(visit, bad_source):

@@ -285,9 +285,9 @@ def bad_files(place):
     Path("other.json").write_text(PruningPlan.empty(shape).to_json())
     Path("narrow.json").write_text(PruningPlan.empty(shape).to_json().replace("[40, 40, 40, 40]", "[40, 40, 41, 40]"))
     save_file({"heads": torch.zeros(4, 6), "neurons": torch.zeros(4, 41)}, "wide.safetensors")
-    Path("gpt").mkdir()
-    Path("gpt/config.json").write_text('{"model_type": "gpt2"}')
-    Path("gpt/model.safetensors").touch()
+    Path("bloom").mkdir()
+    Path("bloom/config.json").write_text('{"model_type": "bloom"}')
+    Path("bloom/model.safetensors").touch()
     Path("pickled").mkdir()
     Path("pickled/config.json").write_text('{"model_type": "llama"}')
     Path("pickled/pytorch_model.bin").touch()
@@ -298,7 +298,7 @@ def bad_files(place):
     ("line", "message"),
     [
         ("score --model ./none --out x", "there is no such folder"),
-        ("score --model gpt --out x", "'gpt2' is not supported; use a model of one of"),
+        ("score --model bloom --out x", "'bloom' is not supported; use a model of one of"),
         ("score --model pickled --out x", "only pickled weights"),
         ("score --model nonsense.gguf --out x", "is not a GGUF file"),
         ("score --model demo --out x", "run `python -m amp_explore fetch`"),
@@ -312,7 +312,7 @@ def bad_files(place):
         (f"{SCORE} --windows 0 --out x", "windows must be at least 1"),
         (f"{SCORE} --criterion magic --out x", "'magic' is not known; use one of amp"),
         (f"{SCORE} --out none/x.safetensors", "none/x.safetensors: No such file or directory"),
-        (f"{SCORE} --out gpt", "gpt: Is a directory"),
+        (f"{SCORE} --out bloom", "bloom: Is a directory"),
         (f"{PLAN} --out x", "say how much goes by one of --ratio"),
         (f"{PLAN} --ratio 0.2 --heads-ratio 0.2 --out x", "say how much goes by one of --ratio"),
         (f"{PLAN} --ratio 2 --out x", "ratio must be between 0 and 1, not 2"),

@@ -9,7 +9,7 @@ from amp_explore import gradients
 from amp_explore.calibration import TokenWindows
 from amp_explore.criteria import CRITERIA, RIDGE, Evidence, needs, score
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import decoder_layers, layer_parts, weight_of
+from amp_explore.models.families import as_linear, decoder_layers, layer_parts, weight_of
 from amp_explore.statistics import collect, collect_with_grams, split_windows
 
 LENGTHS = (3, 17, 9, 17, 2, 30, 5, 11, 8)
@@ -30,12 +30,12 @@ class Plain:
 
     def __init__(self, number, parts, seen, of_weights, held):
         self.number, self.size, self.held = number, parts.head_dim, held
-        self.weights = {name: weight_of(module).double() for name, module in modules_of(parts).items()}
+        self.weights = {name: weight_of(part).double() for name, part in projections_of(parts).items()}
         self.x, self.dx = ([of[f"o.{number}"][which] for of in seen] for which in (0, 1))
         self.a, self.da = ([of[f"down.{number}"][which] for of in seen] for which in (0, 1))
         self.of_weights = of_weights
         self.heads, self.neurons = self.x[0].shape[1] // self.size, self.a[0].shape[1]
-        self.group = self.heads // (len(self.weights["k"]) // self.size)
+        self.group = self.heads // (len(self.weights["v"]) // self.size)
 
     def coupled(self, unit, index, of):
         """The part of each weight, or of each of its gradients, that goes with a unit."""
@@ -43,7 +43,8 @@ class Plain:
             return [*(of[name][index] for name in of if name.startswith("up")), of["down"][:, index]]
         rows = slice(index * self.size, (index + 1) * self.size)
         kv = slice(index // self.group * self.size, (index // self.group + 1) * self.size)
-        return [of["q"][rows], of["k"][kv], of["v"][kv], of["o"][:, rows]]
+        places = {"q": rows, "k": kv, "v": kv}
+        return [*(of[name][place] for name, place in places.items() if name in of), of["o"][:, rows]]
 
     def inputs(self, unit, index):
         """What the unit sends into the output or the down projection, prompt by prompt (T, n), and their columns."""
@@ -53,9 +54,12 @@ class Plain:
         return [x[:, rows] for x in self.x], self.weights["o"][:, rows]
 
 
-def modules_of(parts):
+def projections_of(parts):
+    """By name; q and k are left out where their rows stay when a head goes."""
+    named = {"q": parts.q, "k": parts.k, "v": parts.v}
+    coupled = (*parts.with_head, *parts.with_kv_head)
     ups = {f"up{number}": up for number, up in enumerate(parts.up)}
-    return {"q": parts.q, "k": parts.k, "v": parts.v, "o": parts.o, **ups, "down": parts.down}
+    return {name: part for name, part in named.items() if part in coupled} | {"o": parts.o, **ups, "down": parts.down}
 
 
 def plain_layers(loaded, windows):
@@ -76,9 +80,14 @@ def plain_layers(loaded, windows):
         torch.nn.functional.cross_entropy(logits[:-1], ids[1:]).backward()
         for handle in handles:
             handle.remove()
-        seen.append({name: (x.detach()[0].double(), x.grad[0].double()) for name, x in inputs.items()})
+        both = {name: (x.detach(), x.grad) for name, x in inputs.items()}
+        seen.append({name: tuple(each.flatten(0, -2).double() for each in pair) for name, pair in both.items()})
         for number, of in enumerate(parts):
-            of_weights[number].append({name: module.weight.grad.double() for name, module in modules_of(of).items()})
+            gradients_of = {
+                name: as_linear(part, getattr(part, "module", part).weight.grad).double()
+                for name, part in projections_of(of).items()
+            }
+            of_weights[number].append(gradients_of)
         loaded.model.zero_grad()
         loaded.model.requires_grad_(False)
     fitted, _ = split_windows(windows)

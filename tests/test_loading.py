@@ -13,12 +13,12 @@ import torch
 from made_up import ids_of, save_tiny
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, tiny, tokens
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from amp_explore.errors import AmpExploreError, ModelError
 from amp_explore.models import loading
 from amp_explore.models.families import FAMILIES as KNOWN
-from amp_explore.models.loading import ModelPool, load
+from amp_explore.models.loading import ModelPool, from_model, load
 from amp_explore.progress import Cancelled
 
 CPU = {"device": "cpu", "dtype": "float32"}
@@ -161,16 +161,30 @@ def test_a_folder_without_weights_or_configuration_is_refused(folder):
 
 
 def test_unknown_architectures_are_refused_with_the_list_of_known_ones(tmp_path):
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=9, n_positions=8))
-    model.save_pretrained(tmp_path / "gpt2")
-    message = refused(tmp_path / "gpt2", "architecture 'gpt2' is not supported")
+    model = BloomForCausalLM(BloomConfig(n_layer=1, n_head=2, hidden_size=8, vocab_size=9))
+    model.save_pretrained(tmp_path / "bloom")
+    message = refused(tmp_path / "bloom", "architecture 'bloom' is not supported")
     assert all(name in message for name in KNOWN)
 
 
-@pytest.mark.parametrize("model_type", [..., None, "", 3, ["llama"], "phi3", "Llama"])
+@pytest.mark.parametrize("model_type", [..., None, "", 3, ["llama"], "bloom", "Llama"])
 def test_a_configuration_of_no_known_architecture_is_refused(folder, model_type):
     edit_config(folder, model_type=model_type)
     refused(folder, "is not supported; use a model of one of: llama")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "option", "meaning"),
+    [("falcon", "alibi", "ALiBi positions"), ("gpt2", "add_cross_attention", "cross-attention")],
+)
+def test_variants_that_do_not_fit_are_refused_by_name(folder, model_type, option, meaning):
+    config = AutoConfig.for_model(
+        model_type, **{option: True}, num_hidden_layers=1, hidden_size=8, num_attention_heads=2, vocab_size=9
+    )
+    with pytest.raises(ModelError, match=f"{model_type} with {meaning} is not supported"):
+        from_model(AutoModelForCausalLM.from_config(config), None)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    refused(folder, f"{model_type} with {meaning} is not supported")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "\0"])

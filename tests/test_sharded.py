@@ -15,7 +15,7 @@ from made_up import save_tiny
 from test_perplexity import windows_of
 from test_slicing import everything_removed, relative_error
 from test_statistics import LENGTHS, prompts
-from tiny import LAYERS, random_plan, tiny, tokens
+from tiny import FAMILIES, LAYERS, random_plan, tiny, tokens
 
 from amp_explore.boundaries import Boundaries
 from amp_explore.costs import costs_of_plan
@@ -39,7 +39,11 @@ SHARDS = {  # where the lower layers and the vocabulary are, and where the upper
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
 MARKS = {"two GPUs": TWO_GPUS, "GPU and CPU": GPU, "GPU and disk": GPU}
-EACH_FAMILY = pytest.mark.parametrize("family", ["llama", "llama-biases", "qwen2", "gemma2", "phi"])
+EACH_FAMILY = pytest.mark.parametrize(
+    "family",
+    ["llama", "llama-biases", "qwen2", "gemma2", "phi", "phi3", "opt-projected", "gpt2", "gpt_neox", "falcon-grouped"]
+    + ["olmo2", "cohere-normed", "stablelm-normed", "granite", "smollm3"],
+)
 EACH_WAY = pytest.mark.parametrize("shards", [pytest.param(name, marks=MARKS.get(name, ())) for name in SHARDS])
 PLANS = pytest.mark.parametrize(
     "plan_of", [lambda loaded: random_plan(loaded, 1), everything_removed], ids=["ragged", "all"]
@@ -48,9 +52,11 @@ PLANS = pytest.mark.parametrize(
 
 def device_map(family: str, shards: str) -> dict[str, int | str]:
     lower, upper = SHARDS[shards]
-    norm = "model.final_layernorm" if family == "phi" else "model.norm"
-    ends = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", norm, "lm_head"), lower)
-    return ends | {f"model.layers.{number}": lower if number < LAYERS // 2 else upper for number in range(LAYERS)}
+    layers = tiny(family).family.layers
+    parent, _, name = layers.rpartition(".")
+    others = [other for other, _ in tiny(family).model.get_submodule(parent).named_children() if other != name]
+    ends = dict.fromkeys(("lm_head", *(f"{parent}.{other}" for other in others)), lower)
+    return ends | {f"{layers}.{number}": lower if number < LAYERS // 2 else upper for number in range(LAYERS)}
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +199,7 @@ def test_a_sharded_model_says_where_it_is(sharded, shards):
     assert perplexity(slice_model(sharded, random_plan(sharded, 1)), windows_of(1, 8))["device"] == said
 
 
-@EACH_FAMILY
+@pytest.mark.parametrize("family", FAMILIES)
 @PLANS
 def test_where_there_is_no_room_sliced_layers_take_no_memory(family, plan_of, monkeypatch):
     loaded = tiny(family)
@@ -204,7 +210,8 @@ def test_where_there_is_no_room_sliced_layers_take_no_memory(family, plan_of, mo
     assert relative_error(logits(sliced, cpu), logits(mask(loaded, plan), cpu)) < 1e-4
     assert torch.equal(logits(share(sliced), cpu), logits(sliced, cpu))
     dense = {parameter.data_ptr() for parameter in loaded.model.parameters()}
-    assert {parameter.data_ptr() for parameter in sliced.parameters() if not parameter.is_meta} <= dense
+    kept = (parameter for parameter in sliced.parameters() if not parameter.is_meta and parameter.numel())
+    assert {parameter.data_ptr() for parameter in kept} <= dense
     assert torch.equal(logits(loaded.model, cpu), before)
 
 
@@ -229,6 +236,12 @@ def test_strategies_place_a_whole_model(folder, strategy):
     sharded = load(str(folder("qwen2")), device=strategy, dtype="float32")
     assert sharded.describe()["device"] == {"balanced": "cuda:0, cuda:1", "sequential": "cuda:0"}[strategy]
     assert relative_error(logits(sharded.model, sharded.device), logits(tiny("qwen2").model, "cpu")) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_mixtures_of_experts_are_refused_in_shards(folder, family):
+    with pytest.raises(ModelError, match="a mixture of experts must be on one device"):
+        load(str(folder(family)), device=device_map(family, "upper half on disk"), dtype="float32")
 
 
 def test_offloaded_weights_take_the_dtype_that_was_asked_for(folder):

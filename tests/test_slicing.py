@@ -5,9 +5,10 @@ sliced equals masked, cached equals full, empty equals dense.
 
 import pytest
 import torch
-from tiny import FAMILIES, random_plan, tiny, tokens
+from tiny import FAMILIES, as_published, random_plan, tiny, tokens
 
 from amp_explore.costs import costs_of_model, costs_of_plan
+from amp_explore.models.loading import from_model
 from amp_explore.plan import PruningPlan
 from amp_explore.slicing import mask, slice_model
 
@@ -32,6 +33,15 @@ def test_sliced_equals_masked(family, seed):
     plan = random_plan(loaded, seed)
     ids = tokens(2, 20, seed)
     assert relative_error(slice_model(loaded, plan)(ids).logits, mask(loaded, plan)(ids).logits) < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_sliced_equals_masked_with_eager_attention(family):
+    loaded = from_model(as_published(family, attention="eager"), None)
+    for seed in (1, 2):
+        plan, ids = random_plan(loaded, seed), tokens(2, 20, seed)
+        assert relative_error(slice_model(loaded, plan)(ids).logits, mask(loaded, plan)(ids).logits) < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -27,7 +27,8 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from amp_explore import assets
 from amp_explore.errors import ModelError
 from amp_explore.models import random_weights
-from amp_explore.models.families import Family, ModelShape, family_of, shape_of
+from amp_explore.models.experts import install_experts
+from amp_explore.models.families import Family, ModelShape, decoder_layers, family_of, refuse_variants, shape_of
 from amp_explore.models.sharding import device_of, devices, room
 from amp_explore.progress import Progress, no_progress
 
@@ -122,6 +123,10 @@ def load(
     folder = _folder(source, progress)
     config = _read_config(folder)
     family = family_of(str(config.get("model_type", "without a model_type")))
+    refuse_variants(config)
+    device_map = _device_map(device, target, folder, _dtype(dtype, target))
+    if family.mixture and device_map != {"": target}:
+        raise ModelError(f"{source}: a mixture of experts must be on one device; choose one that has room for it")
     progress(0, 2, "fingerprinting the weights")
     fingerprint = _fingerprint(folder, config)
     progress(1, 2, "loading the weights")
@@ -130,7 +135,7 @@ def load(
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=_dtype(dtype, target),
-            device_map=_device_map(device, target, folder, _dtype(dtype, target)),
+            device_map=device_map,
             local_files_only=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name
@@ -152,7 +157,10 @@ def from_model(
     fingerprint: str | None = None,
     family: Family | None = None,
 ) -> LoadedModel:
-    """Wrap a model that is already in memory. Without a fingerprint, its tensors are hashed."""
+    """Wrap a model that is already in memory. Without a fingerprint, its tensors are hashed.
+
+    Its mixtures of experts, if it has any, are replaced by `experts.MixtureOfExperts`.
+    """
     family = family or family_of(model.config.model_type)
     if fingerprint is None:
         digest = hashlib.sha256()
@@ -163,6 +171,8 @@ def from_model(
             )
         fingerprint = digest.hexdigest()[:16]
     model.eval().requires_grad_(False)
+    if family.mixture:
+        install_experts(decoder_layers(model))
     return LoadedModel(source, model, tokenizer, family, shape_of(model, fingerprint))
 
 

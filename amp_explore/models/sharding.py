@@ -11,12 +11,15 @@ kept, and how to leave some of them out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import psutil
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 _RESERVED = 0.1  # of a device's memory that weights leave to activations
 
@@ -70,34 +73,55 @@ def memory(device: torch.device) -> tuple[int, int]:
     return main.available, main.total
 
 
-def keep(linear: nn.Linear, dim: int, kept: torch.Tensor) -> None:
-    """Leave a projection only these outputs (`dim` 0: rows, and the bias) or inputs (`dim` 1: columns).
+def transposed(module: nn.Module) -> bool:
+    """Whether a module stores its weights (in, out), and not (out, in) as `torch.nn.Linear` does."""
+    return isinstance(module, Conv1D)
 
-    What is left lies on the device where the projection computes. If it was offloaded, or that device has no room, it
-    takes no memory: it is cut out of the dense weights whenever the projection runs.
+
+def keep(module: nn.Module, side: Literal["outputs", "inputs"], kept: torch.Tensor) -> None:
+    """Leave a linear module, or a norm with a row of weights for each head, only some of its outputs or inputs.
+
+    What is left lies on the device where the module computes. If it was offloaded, or that device has no room, it
+    takes no memory: it is cut out of the dense weights whenever the module runs.
     """
-    device = device_of(linear)
-    if not linear.weight.is_meta and linear.weight.nbytes > room(device):
-        dense = dict(linear.named_parameters())
-        add_hook_to_module(linear, AlignDevicesHook(device, offload=True, weights_map=dense))
-    if linear.weight.is_meta:
-        linear._hf_hook.weights_map = _Cut(linear._hf_hook.weights_map, dim, kept.to(device))
-    for name, parameter in list(linear.named_parameters()):
-        if dim < parameter.ndim:
-            left = parameter.index_select(dim, kept.to(parameter.device))
-            setattr(linear, name, nn.Parameter(left, requires_grad=False))
-    setattr(linear, ("out_features", "in_features")[dim], len(kept))
+    device = device_of(module)
+    if not module.weight.is_meta and module.weight.nbytes > room(device):
+        dense = dict(module.named_parameters())
+        add_hook_to_module(module, AlignDevicesHook(device, offload=True, weights_map=dense))
+    cut = _Cut(int((side == "inputs") != transposed(module)), side == "outputs", kept.to(device))
+    if module.weight.is_meta:
+        module._hf_hook.weights_map = _Smaller(module._hf_hook.weights_map, cut)
+    for name, parameter in list(module.named_parameters()):
+        left = cut(parameter)
+        if left is not parameter:
+            setattr(module, name, nn.Parameter(left, requires_grad=False))
+    width = {"outputs": ("out_features", "nf"), "inputs": ("in_features", "nx")}[side][transposed(module)]
+    if hasattr(module, width):
+        setattr(module, width, len(kept))
 
 
-class _Cut(Mapping):
-    """Rows or columns of weights that are kept elsewhere, cut where they are needed."""
+@dataclass(frozen=True)
+class _Cut:
+    """Some outputs or some inputs, of weights (2 dimensions, `dim` the one to cut) and of a bias."""
 
-    def __init__(self, whole: Mapping[str, torch.Tensor], dim: int, kept: torch.Tensor) -> None:
-        self._whole, self._dim, self._kept = whole, dim, kept
+    dim: int
+    outputs: bool  # a bias has outputs only
+    kept: torch.Tensor
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 1 and not self.outputs:
+            return tensor
+        return tensor.index_select(self.dim if tensor.ndim > 1 else 0, self.kept.to(tensor.device))
+
+
+class _Smaller(Mapping):
+    """Weights that are kept elsewhere, cut where they are needed."""
+
+    def __init__(self, whole: Mapping[str, torch.Tensor], cut: _Cut) -> None:
+        self._whole, self._cut = whole, cut
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor = self._whole[name].to(self._kept.device)
-        return tensor.index_select(self._dim, self._kept) if self._dim < tensor.ndim else tensor
+        return self._cut(self._whole[name].to(self._cut.kept.device))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._whole)
