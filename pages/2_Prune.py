@@ -7,6 +7,7 @@ import streamlit as st
 
 from amp_explore.allocation import allocate_by_unit, random_like, rank, ratio_of_layers
 from amp_explore.costs import removed_parameters
+from amp_explore.criteria import CRITERIA
 from amp_explore.errors import AmpExploreError
 from amp_explore.planning import ALLOCATIONS, Recipe, make_plan
 from amp_explore.repair import METHODS
@@ -199,7 +200,8 @@ def presets() -> None:
         row.button(label, on_click=set_master, kwargs=controls, help=help)
 
     for percent in (10, 20, 30):
-        preset(f"AMP {percent} %", "of all parameters, lowest scores first", size="parameters", ratio=float(percent))
+        name = f"{CRITERIA[scoring.criterion].title} {percent} %"
+        preset(name, "of all parameters, lowest scores first", size="parameters", ratio=float(percent))
     preset("Reversed 20 %", "highest scores first", size="parameters", ratio=20.0, order="reversed")
     preset("Heads only", "30 % of the heads", size="heads and neurons", heads_share=30, neurons_share=0)
     preset("Neurons only", "30 % of the neurons", size="heads and neurons", heads_share=0, neurons_share=30)
@@ -214,6 +216,7 @@ def presets() -> None:
 
 if "resize" in st.session_state:
     plan_by_ratio(min(st.session_state.pop("resize"), MOST / 100), st.session_state.get("order", "standard"))
+    st.rerun()  # the sidebar and the address bar are drawn before
 work, numbers = st.columns([3, 2], gap="large")
 with work:
     planned()

@@ -13,9 +13,13 @@ from streamlit.testing.v1 import AppTest
 from tiny import HEADS, LAYERS, NEURONS, random_plan, tiny
 from transformers import BloomConfig, BloomForCausalLM
 
+from amp_explore.calibration import calibration_windows
+from amp_explore.criteria import CRITERIA
 from amp_explore.models.loading import load
 from amp_explore.models.random_weights import SHAPES
-from amp_explore.plan import PruningPlan
+from amp_explore.plan import PruningPlan, Repair
+from amp_explore.planning import ALLOCATIONS
+from amp_explore.repair import METHODS
 from amp_explore.ui import session, shell
 
 APP = Path(__file__).parent.parent / "app.py"
@@ -25,6 +29,7 @@ PAGES = {
     "pages/2_Prune.py": ("Prune", None),
     "pages/3_Evaluate.py": ("Evaluate", "Commonsense"),
     "pages/4_Speed.py": ("Speed", "Side by side"),
+    "pages/5_Criteria.py": ("Criteria", "What their plans leave"),
 }
 DENSE = (0, 0)
 
@@ -281,6 +286,96 @@ def test_new_tokens_that_leave_no_room_for_a_prompt_are_refused_in_words(visit):
     assert next(button for button in app.button if button.label == "Measure").disabled
 
 
+# Criteria, budgets and repairs
+
+
+def choose(app: AppTest, label: str, value: object) -> None:
+    next(box for box in app.selectbox if box.label == label).set_value(value)
+    settle(app)
+
+
+def left(app: AppTest) -> float:
+    """Percent of the parameters that the sidebar says are gone."""
+    text = "\n".join(markdown.value for markdown in app.sidebar.markdown)
+    return float(re.search(r"parameters \(−([\d.]+)", text)[1])
+
+
+def test_another_criterion_or_budget_keeps_the_plans_size(visit):
+    app = visit()
+    press(app, "AMP 20 %")
+    for label, values in (
+        ("Criterion", ["wanda-sp", "taylor", "cfsp", "spectrum", "amp"]),
+        ("Budget across layers", [name for name in ALLOCATIONS if name != "uniform"] + ["uniform"]),
+    ):
+        for value in values:
+            before = app.query_params["plan"]
+            choose(app, label, value)
+            assert errors(app) == "" and left(app) == pytest.approx(20, abs=3), value
+            assert app.query_params["plan"] != before, value
+
+
+def test_every_criterion_scores_the_model_on_importance(visit):
+    app = visit("pages/1_Importance.py")
+    for name in CRITERIA:
+        choose(app, "Criterion", name)
+        assert errors(app) == "" and "Download" in [each.value for each in app.subheader], name
+    assert any(box.label == "Heads by" for box in app.selectbox) is False
+    choose(app, "Criterion", "cfsp")
+    choose(app, "Heads by", "flap")
+    assert any("FLAP" in caption.value for caption in app.caption)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_repair_stays_with_the_plan(visit, method):
+    app = visit()
+    press(app, "AMP 20 %")
+    bare = app.query_params["plan"]
+    choose(app, "Repair", method)
+    if any(button.label == "Repair this plan" for button in app.button):
+        press(app, "Repair this plan")
+    assert errors(app) == "" and app.query_params["plan"] != bare
+    (figure,) = [metric.value for metric in app.metric if metric.label == "Perplexity"]
+    assert float(figure.replace(",", "")) > 0
+    press(app, "AMP 30 %")
+    assert next(box for box in app.selectbox if box.label == "Repair").value == method
+    choose(app, "Repair", "none")
+    assert next(box for box in app.selectbox if box.label == "Repair").value == "none"
+
+
+def test_a_link_brings_the_repair_back(visit, tiny_model):
+    loaded = load(str(tiny_model))
+    text = calibration_windows(loaded.tokenizer, windows=64)
+    plan = random_plan(loaded, 3, extreme=False).repaired(Repair("bias", text.digest, windows=64))
+    app = visit(plan=plan.to_token())
+    assert errors(app) == "" and next(box for box in app.selectbox if box.label == "Repair").value == "bias"
+
+
+def test_the_measured_truth_and_every_criterion_stand_side_by_side(visit):
+    app = visit("pages/5_Criteria.py")
+    if any(button.label == "Collect and score" for button in app.button):
+        for box in app.checkbox:
+            box.set_value(True)
+        press(app, "Collect and score")
+    assert not any("Not shown yet" in caption.value for caption in app.caption)
+    press(app, "Measure every head")
+    table = next(frame.value for frame in app.dataframe if "all heads" in frame.value)
+    scored = {each.title for each in CRITERIA.values() if each.heads}
+    assert set(table.criterion) == scored and table["all heads"].between(-1, 1).all()
+    assert any(f"{LAYERS * HEADS} of {LAYERS * HEADS} heads measured" in caption.value for caption in app.caption)
+    assert errors(app) == ""
+
+
+def test_a_sweep_compares_many_plans(visit):
+    app = visit("pages/5_Criteria.py")
+    by_label = {box.label: box for box in app.multiselect}
+    by_label["Criteria"].set_value(["amp", "random"])
+    by_label["Percent of all parameters"].set_value([5, 10])
+    by_label["Repairs"].set_value(["none", "bias"])
+    press(app, "Compare")
+    table = next(frame.value for frame in app.dataframe if "perplexity" in frame.value)
+    assert len(table) == 1 + 2 * 2 * 2 and (table.perplexity > 1).all() and errors(app) == ""
+
+
 # Random weights
 
 
@@ -296,7 +391,7 @@ def test_random_weights_are_marked_on_every_page_and_have_no_perplexity(visit, s
     app = visit(page, model="random:small")
     assert any(warning.value.startswith("Random weights: ") for warning in app.warning)
     assert [metric.value for metric in app.metric if metric.label == "Perplexity"] == (
-        [] if page in ("pages/1_Importance.py", "pages/4_Speed.py") else ["–"]
+        [] if page in ("pages/1_Importance.py", "pages/4_Speed.py", "pages/5_Criteria.py") else ["–"]
     )
     assert errors(app) == ""
 

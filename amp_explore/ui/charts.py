@@ -129,8 +129,8 @@ def layer_distribution(values: np.ndarray, *, unit: str, log: bool) -> go.Figure
     if few := len(values) <= 64:
         trace = go.Bar(x=[str(index) for index in order], textposition="none", marker={"color": PRUNED}, **common)
     else:
-        line = {"color": PRUNED}
-        trace = go.Scattergl(x=np.arange(len(values)), mode="lines", line=line, fill="tozeroy", **common)
+        fill = None if log else "tozeroy"  # a logarithmic axis has no zero
+        trace = go.Scattergl(x=np.arange(len(values)), mode="lines", line={"color": PRUNED}, fill=fill, **common)
     figure = go.Figure(trace)
     figure.update_xaxes(title=f"{unit}s, weakest first", type="category" if few else "linear")
     figure.update_yaxes(title="score", type="log" if log else "linear")
