@@ -699,7 +699,7 @@ def test_the_command_line_measures_the_perplexity_that_the_browser_shows(page, s
     press(page, "AMP 20 %")
     expect(page.locator(METRIC)).to_contain_text("against", timeout=settle_long)
     settle(page)
-    expect(page.get_by_text("wiki, evaluation half: 1 windows, 512 tokens")).to_be_visible()
+    expect(page.get_by_text("wiki, evaluation half: 1 window, 512 tokens")).to_be_visible()
     shown = page.locator(METRIC_VALUE).text_content().strip()
     open_expander(page, "Plan file")
     plan, result = tmp_path / "plan.json", tmp_path / "result.json"

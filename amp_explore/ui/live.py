@@ -39,12 +39,12 @@ def costs(state: Session) -> None:
         ("KV cache / token", megabytes, "kv_bytes_per_token"),
         ("FLOPs / token", compact, "flops_per_token"),
     )
-    lines = ["| | dense |\n|---|--:|" if state.plan.is_empty else "| | pruned | dense |\n|---|--:|--:|"]
+    lines = ["| | |\n|---|--:|"]  # two columns: there is room for them beside the grid on a small screen too
     for label, shown, name in rows:
         value, reference = getattr(now, name), getattr(dense, name)
         change = signed_percent(value, reference)
-        pruned = f"**{shown(value)}** ({f':green[{change}]' if value < reference else change}) |"
-        lines.append(f"| {label} | {'' if state.plan.is_empty else pruned} {shown(reference)} |")
+        pruned = f"**{shown(value)}** ({f':green[{change}]' if value < reference else change}) · "
+        lines.append(f"| {label} | {'' if state.plan.is_empty else pruned}{shown(reference)} dense |")
     st.markdown("\n".join(lines))
     st.caption(f"Exact counts; FLOPs at a context of {CONTEXT} tokens.")
 
@@ -106,7 +106,8 @@ def _repaired(state: Session) -> bool:
 
 
 def _data(windows: TokenWindows) -> None:
-    st.caption(f"{windows.data}: {len(windows.ids)} windows, {windows.tokens:,} tokens")
+    count = len(windows.ids)
+    st.caption(f"{windows.data}: {count} window{'s' if count > 1 else ''}, {windows.tokens:,} tokens")
 
 
 def _measure(state: Session, wanted: str, windows: TokenWindows) -> None:
