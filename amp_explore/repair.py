@@ -161,7 +161,7 @@ def fit_sequentially(
     """Slice and fit the layers from the lowest one that the plan touches, one after the other.
 
     The hidden states of all windows, of the dense model and of the repaired one, are in memory for one layer at a time.
-    `progress` counts layers and may cancel before each.
+    `progress` counts batches through layers and may cancel before each.
     """
     _refuse_shards(loaded)
     layers = plan.changed_layers
@@ -171,38 +171,50 @@ def fit_sequentially(
         batches = _batches(windows, loaded.device)
         dense = [_entering(loaded, layers[0], ids) for _, ids in batches]  # (B, T, d) each
         ours = list(dense)
-        for done, number in enumerate(layers):
-            progress(done, len(layers), "repair")
+        steps = itertools.count()
+        total = 4 * len(batches) * len(layers)  # the dense layer, twice to fit, and the fitted one
+
+        def counted(states: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+            for each in states:
+                progress(min(next(steps), total), total, "repair")
+                yield each
+
+        for number in layers:
             whole = _Traced(loaded, number, share(decoder_layers(loaded.model)[number]))
             left = _Traced(loaded, number, slice_layer(loaded, plan, number))
-            targets = [whole(states) for states in dense]
+            targets = [whole(states) for states in counted(dense)]
             for block, projection in left.projections.items():
                 if not inputs_of(projection):
                     continue
                 sums = (_Sums(), _Sums())  # of the windows to fit on, and of those held out
-                for (held_out, _), states, target in zip(batches, ours, targets, strict=True):
+                for (held_out, _), states, target in zip(batches, counted(ours), targets, strict=True):
                     sums[held_out].add(*left.lacks(block, states, target))
                 change, _, _ = ridge_fit(sums[0].cross, sums[0].gram, sums[1].cross, sums[1].gram)
                 set_weight(projection, weight_of(projection).double() + change)
-            ours = [left(states).leaves for states in ours]
+            ours = [left(states).leaves for states in counted(ours)]
             dense = [target.leaves for target in targets]
             found = {block: weight_of(projection) for block, projection in left.projections.items()}
             fits[number] = Fit(**nothing | found)
-    progress(len(layers), len(layers), "repair")
+    progress(total, total, "repair")
     return tuple(fits)
 
 
 @dataclass(frozen=True, eq=False)
 class _Trace:
-    """What passed through a layer: the hidden states that entered and left it, and each projection's output."""
+    """What passed through a layer: the hidden states that entered and left it (None where it was stopped before), and
+    each projection's output."""
 
     enters: torch.Tensor
-    leaves: torch.Tensor
+    leaves: torch.Tensor | None
     outputs: dict[str, torch.Tensor]
 
     def before(self, block: str) -> torch.Tensor:
         """The hidden states that the block's output is added to."""
         return self.enters if block == "attention" else self.leaves - self.outputs[block].view_as(self.leaves)
+
+
+class _Enough(Exception):
+    """A run has come as far as it was to go."""
 
 
 class _Traced:
@@ -219,20 +231,27 @@ class _Traced:
         self.follows = loaded.family.plain_residual
         self.inputs: dict[str, torch.Tensor] = {}
         self.outputs: dict[str, torch.Tensor] = {}
+        self.last: str | None = None  # the block that a run ends with, if it is not to go through
         for block, projection in self.projections.items():
             projection.register_forward_hook(lambda _, inputs, output, block=block: self._see(block, inputs[0], output))
 
     def _see(self, block: str, entered: torch.Tensor, output: torch.Tensor) -> None:
         self.inputs[block], self.outputs[block] = entered, output
+        if block == self.last:
+            raise _Enough
 
-    def __call__(self, states: torch.Tensor) -> _Trace:
-        leaves = self.run(states)
+    def __call__(self, states: torch.Tensor, last: str | None = None) -> _Trace:
+        self.last = last
+        try:
+            leaves = self.run(states)
+        except _Enough:
+            leaves = None
         return _Trace(states, leaves, dict(self.outputs))
 
     def lacks(self, block: str, states: torch.Tensor, target: _Trace) -> tuple[torch.Tensor, torch.Tensor]:
         """(tokens, hidden): what the block's projection should put out beyond what it does, for the hidden states
         behind it to be those of the dense model; and the projection's input (tokens, in)."""
-        trace = self(states)
+        trace = self(states, last="attention" if block == "attention" else None)
         missing = target.outputs.get(block, 0) - trace.outputs[block]
         if self.follows:
             missing = missing + target.before(block) - trace.before(block)
