@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # the engine takes seconds to import, which --help and a wron
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATION_WINDOWS = 64  # of the bundled text, unless asked otherwise
-_RECIPE = ("criterion", "heads_criterion", "allocation", "order", "seed", "multiple", "first", "last", "steps")
+_RECIPE = ("criterion", "heads_criterion", "allocation", "order", "seed", "multiple")
+_RECIPE += ("first", "last", "steps", "generations")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--first", type=int, default=1, metavar="N", help="with protect: lowest layers left whole")
     plan.add_argument("--last", type=int, default=1, metavar="N", help="with protect: highest layers left whole")
     plan.add_argument("--steps", type=int, default=5, metavar="N", help="with iterative: steps")
+    plan.add_argument("--generations", type=int, default=30, metavar="N", help="with search: generations")
     plan.add_argument(
         "--repair",
         choices=["none", "bias", "least-squares", "sequential"],
@@ -276,7 +278,9 @@ def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
     bench, loaded = _open(options, progress)
     scores = Scores.load(options.scores, loaded.shape) if options.scores else None
     scored = scores is None and options.order != "random"
-    windows = _calibration(loaded, options) if scored or options.allocation == "angular" else None
+    measured = options.allocation in ("angular", "iterative", "search")
+    windows = _calibration(loaded, options) if scored or measured else None
+    repair = None if options.repair == "none" else bench.repair_by(loaded, options.repair, **_text_of(options))
     if units:
         if scored:
             scores = bench.scores(loaded, windows, options.criterion, options.heads_criterion, progress=progress)
@@ -296,14 +300,13 @@ def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
             else allocation.ratio_of_layers(loaded.shape, options.layers_worth)
         )
         recipe = Recipe(ratio, **{name: getattr(options, name) for name in _RECIPE})
-        plan = make_plan(bench, loaded, windows, recipe, scores=scores, progress=progress)
+        plan = make_plan(bench, loaded, windows, recipe, scores=scores, repair=repair, progress=progress)
         made_by = dict(plan.made_by)
     if options.scores:
         made_by["scores"] = options.scores.name
     elif scored:
         made_by |= {"dtype": loaded.dtype, "calibration": windows.describe()}
-    if options.repair != "none":
-        plan = plan.repaired(bench.repair_by(loaded, options.repair, **_text_of(options)))
+    plan = plan.repaired(repair)
     write_atomically(options.out, plan.described(**made_by).to_json().encode())
     progress.clear()
     share = costs.removed_parameters(plan) / loaded.shape.parameters

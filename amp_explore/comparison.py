@@ -81,7 +81,9 @@ def compare(
     for number, (recipe, repair) in enumerate([(None, None), *cases]):
         label = f"{recipe.criterion} {recipe.ratio:.0%}: " if recipe else ""
         within = part(_labelled(progress, label), number, len(cases) + 1)
-        plan = make_plan(bench, loaded, calibration, recipe, progress=within).repaired(repair) if recipe else dense
+        plan = dense
+        if recipe:
+            plan = make_plan(bench, loaded, calibration, recipe, repair=repair, progress=within).repaired(repair)
         rows.append(_row(bench, loaded, recipe, plan, bench.perplexity(loaded, plan, evaluation, progress=within)))
         report(list(rows))
     return rows

@@ -294,6 +294,8 @@ class PruningPlan:
             repair = Repair.from_document(json.loads(raw[expected:])) if len(raw) > expected else None
         except (ValueError, PlanError):
             raise damaged from None
+        if repair and repair.text is not None:  # a link must not have files read that its sender names
+            raise PlanError("the plan in this link is repaired on a text file; ask for the plan as a file")
         bits = np.unpackbits(np.frombuffer(raw[4:expected], np.uint8))[: head_bits + neuron_bits].astype(bool)
         return cls(
             shape,

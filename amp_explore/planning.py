@@ -24,8 +24,9 @@ from amp_explore.calibration import TokenWindows
 from amp_explore.criteria import Scores
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.loading import LoadedModel
-from amp_explore.plan import PruningPlan
+from amp_explore.plan import PruningPlan, Repair
 from amp_explore.progress import Progress, no_progress, part
+from amp_explore.search import search
 from amp_explore.workbench import Workbench
 
 
@@ -72,15 +73,25 @@ ALLOCATIONS: dict[str, Allocation] = {
         formula="r k / n at step k of n",
         source="Adapt-Pruner, arXiv 2502.03460",
     ),
+    "search": Allocation(
+        title="Searched",
+        says="Moves heads and neurons between layers, and keeps what lowers the measured loss. Takes minutes.",
+        formula="min L(s_1, …, s_L) on calibration text, the model repaired as the plan is to be",
+        source="EvoPress, arXiv 2410.14649",
+    ),
 }
+
+TAKE_THEIR_TIME = frozenset({"iterative", "search"})
+"""Allocations that run the model again and again."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what goes, apart from the model and the calibration text.
 
-    `ratio` is the share of all parameters. `first` and `last` are the layers that `protect` leaves whole, `steps` those
-    of `iterative`; `multiple` is for uniform, protect and angular (see `allocation.allocate`).
+    `ratio` is the share of all parameters. `first` and `last` are the layers that `protect` leaves whole, which is also
+    where `search` starts; `steps` are those of `iterative`, `generations` those of `search`; `multiple` is for uniform,
+    protect and angular (see `allocation.allocate`).
     """
 
     ratio: float
@@ -93,16 +104,18 @@ class Recipe:
     first: int = 1
     last: int = 1
     steps: int = 5
+    generations: int = 30
 
     def check(self) -> None:
         """Raise `AmpExploreError` for names and numbers that do not work, before any work is done."""
         if self.allocation not in ALLOCATIONS:
             raise AmpExploreError(f"allocation {self.allocation!r} is not known; use one of {', '.join(ALLOCATIONS)}")
         criteria.check(self.criterion, self.heads_criterion)
-        if self.multiple > 1 and self.allocation in ("global", "iterative"):
+        if self.multiple > 1 and self.allocation in ("global", "iterative", "search"):
             raise AmpExploreError(f"widths in multiples are not for the allocation {self.allocation!r}; take uniform")
-        if self.steps < 1:
-            raise AmpExploreError(f"{self.steps} steps are none; give 1 or more")
+        for name in ("steps", "generations"):
+            if getattr(self, name) < 1:
+                raise AmpExploreError(f"{getattr(self, name)} {name} are none; give 1 or more")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -113,7 +126,8 @@ class Recipe:
     def made_by(self) -> dict[str, Any]:
         """What a plan says of how it was made."""
         said = {"criterion", "allocation", "order", "ratio", "seed"}
-        said |= {"first", "last"} if self.allocation == "protect" else set()
+        said |= {"first", "last"} if self.allocation in ("protect", "search") else set()
+        said |= {"generations"} if self.allocation == "search" else set()
         said |= {"steps"} if self.allocation == "iterative" else set()
         usual = Recipe(self.ratio)
         return {name: value for name, value in vars(self).items() if name in said or value != getattr(usual, name)}
@@ -126,12 +140,14 @@ def make_plan(
     recipe: Recipe,
     *,
     scores: Scores | None = None,
+    repair: Repair | None = None,
     locked: Collection[int] = (),
     current: PruningPlan | None = None,
     progress: Progress = no_progress,
 ) -> PruningPlan:
     """The plan of a recipe. Takes a pass over the windows where what it needs was not collected yet.
 
+    The plan is not repaired; `repair` is what it is going to be repaired by, which a search takes into account.
     `scores` may stand in for the recipe's own; `windows` may be None where nothing is collected. Layers in `locked`
     stay as they are in `current`.
 
@@ -154,11 +170,24 @@ def make_plan(
         plan = allocate_globally(ranking, signed, recipe.ratio, **kept)
     else:
         weights = None
-        if recipe.allocation == "protect":
+        if recipe.allocation in ("protect", "search"):
             weights = protecting_weights(len(shape.layers), recipe.first, recipe.last)
         if recipe.allocation == "angular":
             weights = angular_weights(bench.evidence(loaded, windows, progress=progress).activations)
         plan = allocate(ranking, recipe.ratio, weights=weights, multiple=recipe.multiple, **kept)
+    if recipe.allocation == "search":
+        plan = search(
+            bench,
+            loaded,
+            windows,
+            ranking,
+            plan,
+            repair=repair,
+            generations=recipe.generations,
+            seed=recipe.seed,
+            locked=locked,
+            progress=progress,
+        )
     return plan.described(**recipe.made_by())
 
 

@@ -9,7 +9,7 @@ from amp_explore.allocation import allocate_by_unit, random_like, rank, ratio_of
 from amp_explore.costs import removed_parameters
 from amp_explore.criteria import CRITERIA
 from amp_explore.errors import AmpExploreError
-from amp_explore.planning import ALLOCATIONS, Recipe, make_plan
+from amp_explore.planning import ALLOCATIONS, TAKE_THEIR_TIME, Recipe, make_plan
 from amp_explore.repair import METHODS
 from amp_explore.ui import editors
 from amp_explore.ui.live import live_panel
@@ -46,11 +46,13 @@ def budget_options() -> None:
         help="\n\n".join(f"**{a.title}** {a.says} {a.formula} ({a.source})" for a in ALLOCATIONS.values()),
     )
     chosen = ALLOCATIONS[allocation]
-    if allocation == "protect":
+    if allocation in ("protect", "search"):
         low, high = middle.columns(2)
         most, kept = len(shape.layers) - 1, {"persist_state": "session", "on_change": keep_size}
         low.number_input("Whole at the bottom", 0, most, 1, key="first", **kept)
         high.number_input("Whole at the top", 0, most, 1, key="last", **kept)
+        if allocation == "search":
+            middle.number_input("Generations", 1, 1000, 30, key="generations", persist_state="session")
     elif allocation == "iterative":
         middle.number_input("Steps", 1, 20, 5, key="steps", persist_state="session", on_change=keep_size)
     elif allocation != "global":
@@ -88,18 +90,17 @@ if scores is None:
 
 def plan_by_ratio(ratio: float, order: str, seed: int = 0) -> None:
     """Put the plan of this size, by the criterion and the budget that are chosen, in place of the plan."""
-    chosen = {name: st.session_state[name] for name in ("allocation", "first", "last", "steps", "multiple")
-              if name in st.session_state}  # fmt: skip
+    names = ("allocation", "first", "last", "steps", "generations", "multiple")
+    chosen = {name: st.session_state[name] for name in names if name in st.session_state}
     recipe = Recipe(ratio, scoring.criterion, scoring.heads, order=order, seed=seed, **chosen)
-    if recipe.allocation in ("global", "iterative"):
+    if recipe.allocation in ("global", *TAKE_THEIR_TIME):
         recipe = replace(recipe, multiple=1)
     bench, loaded, windows = workbench(), state.loaded, windows_of(state.loaded, scoring.calibration)
-    make = partial(
-        make_plan, bench, loaded, windows, recipe, locked=state.locked_layers, current=state.plan.repaired(None)
-    )
+    kept = {"repair": state.plan.repair, "locked": state.locked_layers, "current": state.plan.repaired(None)}
+    make = partial(make_plan, bench, loaded, windows, recipe, **kept)
     try:
         recipe.check()
-        if recipe.allocation == "iterative" or not bench.has_evidence(
+        if recipe.allocation in TAKE_THEIR_TIME or not bench.has_evidence(
             loaded, windows, ALLOCATIONS[recipe.allocation].needs
         ):
             start("Planning", f"plan:{state.id}", lambda job: make(progress=job))

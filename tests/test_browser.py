@@ -410,6 +410,22 @@ def test_a_click_on_a_heatmap_opens_the_layer(page, visit):
         expect(page.get_by_role("heading", name=f"Neurons of layer {layer}")).to_be_visible()
 
 
+def test_a_head_measured_on_criteria_is_opened_by_a_click(page, visit, shape):
+    visit("Criteria")
+    settle(page)
+    press(page, "Measure every head")
+    expect(page.get_by_text(f"{ALL_HEADS} of {ALL_HEADS} heads measured")).to_be_visible(timeout=60_000)
+    settle(page)
+    plot = page.locator(".st-key-disagreement .nsewdrag").first
+    plot.scroll_into_view_if_needed()
+    box, layer = plot.bounding_box(), LAYERS - 1
+    page.mouse.move(box["x"] + box["width"] * 1.5 / HEADS, box["y"] + box["height"] * (layer + 0.5) / LAYERS)
+    page.wait_for_timeout(500)
+    page.mouse.down()
+    page.mouse.up()
+    expect(page.get_by_role("heading", name=f"Neurons of layer {layer}")).to_be_visible(timeout=60_000)
+
+
 def test_the_downloaded_scores_are_the_engines(page, visit, tiny_model, small_cache, tmp_path, monkeypatch):
     visit("Importance")
     settle(page)

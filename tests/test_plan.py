@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made_up import layer_shape, model_shape, model_shapes, plans
 
 from amp_explore.errors import PlanError
-from amp_explore.plan import PruningPlan
+from amp_explore.plan import PruningPlan, Repair
 
 UNITS = ("heads", "neurons")
 # 3 layers of 6 heads on 2 KV heads and 10 neurons
@@ -324,3 +324,58 @@ def test_a_token_that_inflates_to_gigabytes_takes_no_memory():
 def test_no_text_for_a_token_raises_anything_else(text):
     with pytest.raises(PlanError):
         PruningPlan.from_token(text, SHAPE)
+
+
+# Repair
+
+
+def a_repair(**changes) -> Repair:
+    return Repair(**{"method": "bias", "digest": "0123456789abcdef", "source": "c4", "windows": 8} | changes)
+
+
+def test_a_repair_travels_with_its_plan_and_is_part_of_its_identity():
+    plain = SOME
+    plan = plain.repaired(a_repair())
+    assert PruningPlan.from_json(plan.to_json(), SHAPE).repair == plan.repair
+    assert PruningPlan.from_token(plan.to_token(), SHAPE).repair == plan.repair
+    others = [plain, plain.repaired(a_repair(method="least-squares")), plain.repaired(a_repair(digest="f" * 16))]
+    assert len({each.digest for each in (plan, *others)}) == 4
+    assert plan == plain.repaired(a_repair(source="wiki")), "the digest names the text, whatever it is called"
+    assert plan.with_units("heads", 0, [0], not plan.heads[0][0]).repair == plan.repair
+    empty = PruningPlan.empty(SHAPE)
+    assert empty.repaired(a_repair()) == empty
+
+
+def test_plans_share_what_lies_below_the_first_repaired_layer():
+    empty = PruningPlan.empty(SHAPE)
+    plan = empty.with_units("heads", 1, [0], True)
+    repaired = plan.repaired(a_repair())
+    same = [a == b for a, b in zip(plan.prefixes, repaired.prefixes, strict=True)]
+    assert same == [True, True] + [False] * (len(same) - 2)
+    assert plan.changed_layers == repaired.changed_layers == [1]
+    later = plan.repaired(a_repair(method="sequential")).changed_layers
+    assert later == list(range(1, len(SHAPE.layers)))
+
+
+@pytest.mark.parametrize(
+    ("repair", "says"),
+    [
+        ([], "expected an object"),
+        ({"method": "magic", "digest": "x"}, "'magic' is not one of bias, least-squares, sequential"),
+        ({"method": "bias"}, "lacks the digest"),
+        ({"method": "bias", "digest": "x", "windows": "8"}, "'8' is no windows"),
+        ({"method": "bias", "digest": "x", "windows": True}, "True is no windows"),
+        ({"method": "bias", "digest": "x", "text": 5}, "5 is no text"),
+        ({"method": "bias", "digest": "x", "ridge": 1}, "'ridge' is not known"),
+    ],
+)
+def test_repairs_that_make_no_sense_are_refused(repair, says):
+    document = json.loads(SOME.to_json()) | {"repair": repair}
+    with pytest.raises(PlanError, match=says):
+        PruningPlan.from_json(json.dumps(document), SHAPE)
+
+
+def test_a_link_has_no_file_read_that_its_sender_names():
+    token = SOME.repaired(a_repair(text="/etc/passwd")).to_token()
+    with pytest.raises(PlanError, match="ask for the plan as a file"):
+        PruningPlan.from_token(token, SHAPE)

@@ -1,18 +1,22 @@
 """Recipes: every budget meets its size, within the limits it promises, and says how it was made."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny, tokens
 
-from amp_explore import planning
+from amp_explore import planning, search
 from amp_explore.allocation import allocate, allocate_globally, protecting_weights, rank
 from amp_explore.calibration import TokenWindows
 from amp_explore.costs import removed_layer_parameters, removed_parameters
 from amp_explore.criteria import Scores, scores_by_lot
 from amp_explore.errors import AmpExploreError
+from amp_explore.plan import Repair
 from amp_explore.planning import ALLOCATIONS, Recipe, make_plan
+from amp_explore.progress import Cancelled
 from amp_explore.statistics import collect
 from amp_explore.store import Store
 from amp_explore.workbench import Workbench
@@ -36,7 +40,7 @@ def largest_step(shape) -> float:
 def test_every_budget_meets_its_size(allocation, family, bench):
     loaded = tiny(family)
     for ratio in (0.0, 0.1, 0.25):
-        recipe = Recipe(ratio, allocation=allocation, steps=2)
+        recipe = Recipe(ratio, allocation=allocation, steps=2, generations=2)
         plan = make_plan(bench, loaded, WINDOWS, recipe)
         assert abs(removed_parameters(plan) / loaded.shape.parameters - ratio) <= largest_step(loaded.shape)
         assert plan.made_by["allocation"] == allocation and plan.made_by["ratio"] == ratio
@@ -47,7 +51,8 @@ def test_every_budget_meets_its_size(allocation, family, bench):
 def test_locked_layers_stay_as_they_are(allocation, bench):
     loaded = tiny("llama")
     current = make_plan(bench, loaded, WINDOWS, Recipe(0.1)).with_units("heads", 2, [0, 1, 2], True)
-    plan = make_plan(bench, loaded, WINDOWS, Recipe(0.2, allocation=allocation), locked={2}, current=current)
+    recipe = Recipe(0.2, allocation=allocation, generations=2)
+    plan = make_plan(bench, loaded, WINDOWS, recipe, locked={2}, current=current)
     assert (plan.heads[2] == current.heads[2]).all() and (plan.neurons[2] == current.neurons[2]).all()
 
 
@@ -141,6 +146,7 @@ def test_what_is_gone_goes_first():
         (Recipe(0.1, criterion="magic"), "criterion 'magic' is not known"),
         (Recipe(0.1, allocation="global", multiple=8), "not for the allocation 'global'"),
         (Recipe(0.1, allocation="iterative", steps=0), "0 steps"),
+        (Recipe(0.1, allocation="search", generations=0), "0 generations"),
         (Recipe(0.1, allocation="iterative", order="reversed"), "lowest scores first"),
         (Recipe(0.1, allocation="global", order="random"), "no scores"),
         (Recipe(1.5), "between 0 and 1"),
@@ -149,3 +155,51 @@ def test_what_is_gone_goes_first():
 def test_recipes_that_do_not_work_are_refused(recipe, says, bench):
     with pytest.raises(AmpExploreError, match=says):
         make_plan(bench, tiny("llama"), WINDOWS, recipe)
+
+
+# Search
+
+
+def loss_of(bench, loaded, plan, windows):
+    return bench.perplexity(loaded, plan, windows)["loss"]
+
+
+@pytest.mark.parametrize("method", [None, "least-squares"])
+def test_a_search_finds_what_is_better_and_of_the_same_size(bench, method, monkeypatch):
+    monkeypatch.setattr(Workbench, "repair_windows", lambda *_: WINDOWS)
+    loaded, told = tiny("llama"), []
+    repair = Repair(method, WINDOWS.digest) if method else None
+    ranking = rank(loaded.shape, bench.scores(loaded, WINDOWS))
+    start = allocate(ranking, 0.3)
+    options = {"repair": repair, "generations": 12, "seed": 1}
+    tell = lambda done, total, note: told.append((done, total))  # noqa: E731
+    plan = search.search(bench, loaded, WINDOWS, ranking, start, **options, progress=tell)
+    more = dataclasses.replace(WINDOWS, ids=WINDOWS.ids[: search.MORE])
+    assert loss_of(bench, loaded, plan.repaired(repair), more) < loss_of(bench, loaded, start.repaired(repair), more)
+    assert abs(removed_parameters(plan) - removed_parameters(start)) < loaded.shape.layers[0].neuron_parameters
+    assert told == sorted(told) and told[-1][0] == told[-1][1]
+    assert search.search(bench, loaded, WINDOWS, ranking, start, **options) == plan
+
+
+def test_a_stopped_search_measures_nothing_twice(bench):
+    loaded, seen = tiny("llama"), []
+    ranking = rank(loaded.shape, bench.scores(loaded, WINDOWS))
+    start = allocate(ranking, 0.2)
+
+    def stop(done, total, note):
+        seen.append(done)
+        if done == 9:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        search.search(bench, loaded, WINDOWS, ranking, start, generations=4, progress=stop)
+    seen.clear()
+    search.search(bench, loaded, WINDOWS, ranking, start, generations=4, progress=lambda done, *_: seen.append(done))
+    assert min(seen) >= 9
+
+
+def test_a_search_with_one_free_layer_has_nothing_to_try(bench):
+    loaded = tiny("llama")
+    ranking = rank(loaded.shape, bench.scores(loaded, WINDOWS))
+    start = allocate(ranking, 0.1)
+    assert search.search(bench, loaded, WINDOWS, ranking, start, generations=2, locked={0, 1, 2}) == start

@@ -128,8 +128,9 @@ class Session:
         if self.source != DEFAULT_MODEL:
             wanted["model"] = self.source
         if not self.plan.is_empty:
-            token = self.plan.to_token()
-            wanted["plan"] = token if len(token) <= _LONGEST_TOKEN else "~" + workbench().store.put_plan(self.plan)
+            token, own_text = self.plan.to_token(), self.plan.repair and self.plan.repair.text
+            fits = len(token) <= _LONGEST_TOKEN and not own_text
+            wanted["plan"] = token if fits else "~" + workbench().store.put_plan(self.plan)
         for name in ("model", "plan"):
             if name in wanted:
                 st.query_params[name] = wanted[name]
