@@ -22,6 +22,7 @@ from amp_explore.models.loading import LoadedModel
 from amp_explore.models.random_weights import PREFIX, SHAPES
 from amp_explore.models.sharding import devices
 from amp_explore.plan import PruningPlan
+from amp_explore.repair import METHODS
 from amp_explore.store import write_atomically
 from amp_explore.ui.session import (
     DEFAULT_MODEL,
@@ -369,6 +370,7 @@ def _vitals(state: Session) -> None:
         f"**{compact(costs.parameters)}** parameters ({signed_percent(costs.parameters, shape.parameters)})  \n"
         f"**{heads:,}** of {sum(shape.heads):,} heads removed  \n"
         f"**{neurons:,}** of {sum(shape.neurons):,} neurons removed"
+        + (f"  \nrepaired: {METHODS[plan.repair.method].title.lower()}" if plan.repair else "")
     )
     history = state.history
     undo, redo = st.columns(2)
