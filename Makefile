@@ -18,7 +18,8 @@ run: setup fetch
 	$(BIN)/python -m amp_explore run
 
 test: setup-dev fetch chromium
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not browser"
+	$(BIN)/python -m pytest -m browser
 
 bench: setup fetch
 	$(BIN)/python -m benchmarks
