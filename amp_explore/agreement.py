@@ -50,6 +50,15 @@ def per_layer(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> np.ndar
     return np.array(found)
 
 
+def between(scores: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """(n, n) for n sets of scores without NaN: the mean over layers of the correlation within each, of every pair."""
+    found = []
+    for layers in zip(*scores, strict=True):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found.append(np.corrcoef(rankdata(np.stack(layers), axis=1)))  # scores that are all alike give NaN
+    return np.atleast_2d(np.nanmean(found, axis=0))
+
+
 def ranks(layers: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The rank of each unit in the whole model as a share: 0 for the lowest score, 1 for the highest."""
     values = np.concatenate(layers)

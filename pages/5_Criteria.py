@@ -97,8 +97,9 @@ def truth() -> AblationMap | None:
         "run anew; what was measured is kept, so a stopped run goes on where it was."
     )
     left, right = st.columns([2, 1], vertical_alignment="bottom")
-    count = left.select_slider("Windows for the ablation", [1, 2, 4, 8, 16], 2, key="ablation_windows",
-                               persist_state="session")  # fmt: skip
+    count = left.select_slider(
+        "Windows for the ablation", [1, 2, 4, 8, 16], 2, key="ablation_windows", persist_state="session"
+    )
     text = windows_of(loaded, calibration.of(count))
     known = known_ablations(bench, loaded, text)
     total = len(ablations(shape))
@@ -153,16 +154,28 @@ def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
     left, right = st.columns(2)
     with left:
         figure = score_against_damage(scores[name].heads, measured.heads, CRITERIA[name].title)
-        st.plotly_chart(figure, key="scatter", on_select=lambda: opened("scatter"), selection_mode="points",
-                        config=image_options("score-against-damage", "PNG"))  # fmt: skip
+        st.plotly_chart(
+            figure,
+            key="scatter",
+            on_select=lambda: opened("scatter"),
+            selection_mode="points",
+            config=image_options("score-against-damage", "PNG"),
+        )
     with right:
-        there = [np.where(np.isfinite(damage), score, np.nan) for score, damage in
-                 zip(scores[name].heads, measured.heads, strict=True)]  # fmt: skip
+        there = [
+            np.where(np.isfinite(damage), score, np.nan)
+            for score, damage in zip(scores[name].heads, measured.heads, strict=True)
+        ]
         figure = disagreement_map(
             agreement.ranks(there), agreement.ranks(measured.heads), CRITERIA[name].title, "truth"
         )
-        st.plotly_chart(figure, key="disagreement", on_select=lambda: opened("disagreement"), selection_mode="points",
-                        config=image_options("disagreement", "PNG"))  # fmt: skip
+        st.plotly_chart(
+            figure,
+            key="disagreement",
+            on_select=lambda: opened("disagreement"),
+            selection_mode="points",
+            config=image_options("disagreement", "PNG"),
+        )
     st.caption("Click a point to open its layer on the Importance page.")
 
 
@@ -177,50 +190,67 @@ def against_each_other(scores: dict[str, Scores]) -> None:
     """How alike the criteria rank, and what they would remove."""
     st.subheader("Criteria against each other")
     left, right = st.columns([1, 3], vertical_alignment="bottom")
-    unit = left.segmented_control("Of", ["heads", "neurons"], default="heads", required=True, key="alike_unit",
-                                  persist_state="session")  # fmt: skip
-    percent = right.slider("Share that goes from every layer", 5, 95, 20, 5, format="%d %%", key="alike_share",
-                           persist_state="session")  # fmt: skip
+    unit = left.segmented_control(
+        "Of", ["heads", "neurons"], default="heads", required=True, key="alike_unit", persist_state="session"
+    )
+    percent = right.slider(
+        "Share that goes from every layer", 5, 95, 20, 5, format="%d %%", key="alike_share", persist_state="session"
+    )
     names = [name for name in scores if unit == "neurons" or CRITERIA[name].heads]
-    values = {name: getattr(scores[name], unit) for name in names}
     gone = {
         name: getattr(allocate_by_unit(rank(shape, scores[name]), percent / 100, percent / 100), unit) for name in names
     }
     titles = [CRITERIA[name].title for name in names]
-    alike, removed = (
-        np.array([[of(table[a], table[b]) for b in names] for a in names])
-        for of, table in ((_mean_correlation, values), (agreement.overlap, gone))
-    )
+    alike = agreement.between([getattr(scores[name], unit) for name in names])
+    removed = np.array([[agreement.overlap(gone[a], gone[b]) for b in names] for a in names])
     first, second = st.columns(2)
     first.plotly_chart(
-        agreement_matrix(alike, titles, "rank correlation within layers"), key="alike",
+        agreement_matrix(alike, titles, "rank correlation within layers"),
+        key="alike",
         config=image_options("criteria", "PNG"),
-    )  # fmt: skip
+    )
     second.plotly_chart(
-        agreement_matrix(removed, titles, f"share of the {unit} gone that the other removes too"), key="overlap",
+        agreement_matrix(removed, titles, f"share of the {unit} gone that the other removes too"),
+        key="overlap",
         config=image_options("overlap", "PNG"),
-    )  # fmt: skip
-
-
-def _mean_correlation(one, other) -> float:
-    each = agreement.per_layer(one, other)
-    return float(np.nanmean(each)) if np.isfinite(each).any() else np.nan
+    )
 
 
 def sweep(there: dict[str, Scores]) -> None:
     """All criteria, ratios and repairs in one background job, with a table and a curve of quality against size."""
     st.subheader("What their plans leave")
     first, second, third, fourth, button = st.columns([3, 2, 2, 2, 1.4], vertical_alignment="bottom")
-    names = first.multiselect("Criteria", list(there), [n for n in ("amp", "wanda-sp", "flap") if n in there],
-                              format_func=lambda name: CRITERIA[name].title, key="sweep_criteria",
-                              persist_state="session")  # fmt: skip
-    ratios = second.multiselect("Percent of all parameters", [5, 10, 15, 20, 25, 30, 40, 50], [10, 20],
-                                key="sweep_ratios", persist_state="session")  # fmt: skip
-    budgets = third.multiselect("Budgets", list(ALLOCATIONS), ["uniform"], key="sweep_allocations",
-                                format_func=lambda name: ALLOCATIONS[name].title, persist_state="session")  # fmt: skip
-    methods = fourth.multiselect("Repairs", ["none", *METHODS], ["none"], key="sweep_repairs",
-                                 format_func=lambda name: METHODS[name].title if name in METHODS else "None",
-                                 persist_state="session")  # fmt: skip
+    names = first.multiselect(
+        "Criteria",
+        list(there),
+        [n for n in ("amp", "wanda-sp", "flap") if n in there],
+        format_func=lambda name: CRITERIA[name].title,
+        key="sweep_criteria",
+        persist_state="session",
+    )
+    ratios = second.multiselect(
+        "Percent of all parameters",
+        [5, 10, 15, 20, 25, 30, 40, 50],
+        [10, 20],
+        key="sweep_ratios",
+        persist_state="session",
+    )
+    budgets = third.multiselect(
+        "Budgets",
+        list(ALLOCATIONS),
+        ["uniform"],
+        key="sweep_allocations",
+        format_func=lambda name: ALLOCATIONS[name].title,
+        persist_state="session",
+    )
+    methods = fourth.multiselect(
+        "Repairs",
+        ["none", *METHODS],
+        ["none"],
+        key="sweep_repairs",
+        format_func=lambda name: METHODS[name].title if name in METHODS else "None",
+        persist_state="session",
+    )
     count = st.select_slider("Windows for perplexity", [1, 4, 16, 64], 4, key="sweep_windows", persist_state="session")
     text, topic = evaluation(loaded, count), f"sweep:{state.fingerprint}:{loaded.dtype}"
     repairs = [None if method == "none" else repair_of(loaded, method, calibration) for method in methods]
@@ -228,14 +258,21 @@ def sweep(there: dict[str, Scores]) -> None:
     def work(job: Job) -> list[comparison.Row]:
         wanted = comparison.recipes([percent / 100 for percent in sorted(ratios)], names, budgets)
         return comparison.compare(
-            bench, loaded, windows, text, wanted, repairs, progress=job,
+            bench,
+            loaded,
+            windows,
+            text,
+            wanted,
+            repairs,
+            progress=job,
             report=lambda rows: setattr(job, "partial", rows),
-        )  # fmt: skip
+        )
 
     job = latest_job(topic)
     running = job is not None and job.active
-    if button.button("Compare", type="primary", disabled=running or not all((names, ratios, budgets, methods)),
-                     width="stretch"):  # fmt: skip
+    if button.button(
+        "Compare", type="primary", disabled=running or not all((names, ratios, budgets, methods)), width="stretch"
+    ):
         job = start("Comparison", topic, work)
         running = job is not None
     if running:
@@ -247,8 +284,9 @@ def sweep(there: dict[str, Scores]) -> None:
     table = pd.DataFrame([row.as_dict() for row in rows])
     st.plotly_chart(quality_curves(table), key="quality", config=image_options("quality", "PNG"))
     st.dataframe(table.drop(columns=["heads_criterion", "loss", "plan"]), hide_index=True)
-    st.download_button("CSV", table.to_csv(index=False), "comparison.csv", "text/csv", icon=":material/download:",
-                       key="sweep_csv")  # fmt: skip
+    st.download_button(
+        "CSV", table.to_csv(index=False), "comparison.csv", "text/csv", icon=":material/download:", key="sweep_csv"
+    )
     st.caption(f"Perplexity on {text.data}: {len(text.ids)} windows, {text.tokens:,} tokens; {loaded.dtype}.")
 
 

@@ -76,6 +76,15 @@ def test_correlations_are_scipys():
     assert agreement.overall(one, one).value == pytest.approx(1) == agreement.overall(one, one).low
 
 
+def test_a_matrix_of_correlations_holds_those_of_every_pair():
+    lot = np.random.default_rng(0)
+    scores = [[lot.integers(0, 6, 9).astype(float) for _ in range(5)] for _ in range(3)]
+    matrix = agreement.between(scores)
+    for a, b in ((0, 1), (1, 2), (2, 0)):
+        assert matrix[a, b] == pytest.approx(agreement.per_layer(scores[a], scores[b]).mean())
+    assert np.diag(matrix) == pytest.approx(1)
+
+
 def test_what_is_not_known_is_left_out():
     one = [np.array([1.0, 2, 3, 4]), np.array([5.0, 1, 2, 9])]
     other = [np.array([1.0, np.nan, 3, 4]), np.full(4, np.nan)]
