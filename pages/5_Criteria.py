@@ -182,8 +182,8 @@ def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
 def opened(chart: str) -> None:
     """A point was clicked: its layer is the one to open."""
     points = st.session_state[chart].selection.points
-    if points and points[0].get("customdata") is not None:
-        st.session_state.open_layer = int(np.ravel(points[0]["customdata"])[0])
+    if points and isinstance(layer := points[0].get("customdata"), int | float):
+        st.session_state.open_layer = int(layer)
 
 
 def against_each_other(scores: dict[str, Scores]) -> None:

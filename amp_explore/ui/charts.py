@@ -231,9 +231,9 @@ def score_against_damage(scores: Sequence[np.ndarray], damage: Sequence[np.ndarr
             y=y[there],
             mode="markers",
             marker={"color": layer[there], "colorscale": "Viridis", "size": 7, "colorbar": {"title": "layer"}},
-            customdata=np.stack([layer, head], 1)[there],
-            hovertemplate="layer %{customdata[0]} · head %{customdata[1]}<br>score %{x:.4g}<br>"
-            "loss %{y:+.4f} nats<extra></extra>",
+            customdata=layer[there],  # one number: Streamlit turns rows into something else
+            text=[f"layer {at} · head {which}" for at, which in zip(layer[there], head[there], strict=True)],
+            hovertemplate="%{text}<br>score %{x:.4g}<br>loss %{y:+.4f} nats<extra></extra>",
         )
     )
     figure.update_xaxes(title=f"score, {title}", type="log" if (x[there] > 0).all() else "linear")
@@ -264,7 +264,7 @@ def disagreement_map(one: Sequence[np.ndarray], other: Sequence[np.ndarray], tit
         y=layers,
         mode="markers",
         marker={"opacity": 0, "size": 14},
-        customdata=np.stack([layers, heads], 1),
+        customdata=layers,
         text=[
             f"layer {layer} · head {head}<br>{title}: {as_grid(one)[layer, head]:.0%} of heads lie below<br>"
             f"{truth}: {as_grid(other)[layer, head]:.0%}"
