@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from safetensors.torch import save
 
 from amp_explore.calibration import TokenWindows
+from amp_explore.criteria import tensors_of
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import ModelShape
 from amp_explore.models.loading import LoadedModel
@@ -41,13 +41,8 @@ class AblationMap:
     def to_safetensors(self, **metadata: str) -> bytes:
         """Tensors `heads` (layers, heads) and, if there are blocks, `neurons` (layers, blocks); where layers differ in
         width `heads.0`, `heads.1`, ... instead."""
-        tensors: dict[str, torch.Tensor] = {}
-        for name, layers in (("heads", self.heads), ("neurons", self.neurons)):
-            if len({len(layer) for layer in layers}) > 1:
-                tensors |= {f"{name}.{number}": torch.from_numpy(layer) for number, layer in enumerate(layers)}
-            elif len(layers[0]):
-                tensors[name] = torch.from_numpy(np.stack(layers))
-        return save(tensors, metadata)
+        blocks = {"neurons": self.neurons} if any(map(len, self.neurons)) else {}
+        return save(tensors_of(heads=self.heads, **blocks), metadata)
 
 
 def ablations(shape: ModelShape, block: int | None = None) -> list[tuple[Unit, int, int, PruningPlan]]:

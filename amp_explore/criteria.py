@@ -23,6 +23,7 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.gradients import LayerGradients
 from amp_explore.models.families import LayerParts, ModelShape, decoder_layers, layer_parts, weight_of
 from amp_explore.models.loading import LoadedModel
+from amp_explore.models.sharding import is_spread
 from amp_explore.statistics import ActivationStatistics, LayerGrams, LayerStatistics
 
 VERSION = 1
@@ -41,13 +42,7 @@ class Scores:
 
         instead.
         """
-        tensors: dict[str, torch.Tensor] = {}
-        for name, layers in (("heads", self.heads), ("neurons", self.neurons)):
-            if len({len(layer) for layer in layers}) == 1:
-                tensors[name] = torch.from_numpy(np.stack(layers))
-            else:
-                tensors |= {f"{name}.{number}": torch.from_numpy(layer) for number, layer in enumerate(layers)}
-        return save(tensors, metadata)
+        return save(tensors_of(heads=self.heads, neurons=self.neurons), metadata)
 
     @classmethod
     def load(cls, path: str | Path, shape: ModelShape) -> Scores:
@@ -75,6 +70,17 @@ class Scores:
         return cls(*fields)
 
 
+def tensors_of(**units: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+    """One tensor (layers, units) by name; where layers differ in width, one for each: `name.0`, `name.1`, ..."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layers in units.items():
+        if len({len(layer) for layer in layers}) == 1:
+            tensors[name] = torch.from_numpy(np.stack(layers))
+        else:
+            tensors |= {f"{name}.{number}": torch.from_numpy(layer) for number, layer in enumerate(layers)}
+    return tensors
+
+
 def scores_by_lot(shape: ModelShape, seed: int = 0) -> Scores:
     """Scores that mean nothing, for models that know nothing."""
     lot = np.random.default_rng(seed)
@@ -89,6 +95,17 @@ class Evidence:
     activations: ActivationStatistics = ()
     gradients: Sequence[LayerGradients] = ()
     grams: Sequence[LayerGrams] = ()
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one budget or one repair works; the words are shown to people. `needs` names fields of `Evidence`."""
+
+    title: str
+    says: str
+    formula: str
+    source: str
+    needs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -462,7 +479,7 @@ def needs(criterion: str, heads: str | None = None) -> frozenset[str]:
 
 def unavailable(criterion: str, loaded: LoadedModel) -> str | None:
     """Why a criterion cannot be used on this model; None where it can."""
-    if "gradients" in CRITERIA[criterion].needs and hasattr(loaded.model, "hf_device_map"):
+    if "gradients" in CRITERIA[criterion].needs and is_spread(loaded.model):
         return "it needs gradients, and those need the whole model on one device"
     return None
 

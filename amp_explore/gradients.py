@@ -17,7 +17,9 @@ from amp_explore.calibration import TokenWindows
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import LayerParts, as_linear, decoder_layers, inputs_of, layer_parts, share
 from amp_explore.models.loading import LoadedModel
+from amp_explore.models.sharding import is_spread
 from amp_explore.progress import Progress, no_progress
+from amp_explore.statistics import add_to
 
 VERSION = 1
 """Part of every cache key; goes up whenever the numbers below change."""
@@ -51,7 +53,7 @@ def collect(loaded: LoadedModel, windows: TokenWindows, *, progress: Progress = 
     Raises:
         AmpExploreError: weights are spread over devices or offloaded, or no window has two tokens.
     """
-    if hasattr(loaded.model, "hf_device_map"):
+    if is_spread(loaded.model):
         raise AmpExploreError("gradients need the whole model on one device; take a criterion that needs none")
     usable = [ids for ids in windows.ids if len(ids) > 1]
     if not usable:
@@ -144,4 +146,4 @@ class _LayerSums:
         return watch
 
     def _add(self, name: str, values: torch.Tensor) -> None:
-        self.sums[name] = self.sums[name].to(values.device) + values.double()
+        add_to(self.sums, **{name: values})

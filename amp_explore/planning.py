@@ -21,7 +21,7 @@ from amp_explore.allocation import (
     rank,
 )
 from amp_explore.calibration import TokenWindows
-from amp_explore.criteria import Scores
+from amp_explore.criteria import Method, Scores
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import PruningPlan, Repair
@@ -29,51 +29,39 @@ from amp_explore.progress import Progress, no_progress, part
 from amp_explore.search import search
 from amp_explore.workbench import Workbench
 
-
-@dataclass(frozen=True)
-class Allocation:
-    """How a budget is shared between layers; the words are shown to people. `needs` names fields of `Evidence`."""
-
-    title: str
-    says: str
-    formula: str
-    source: str
-    needs: frozenset[str] = frozenset()
-
-
-ALLOCATIONS: dict[str, Allocation] = {
-    "uniform": Allocation(
+ALLOCATIONS: dict[str, Method] = {
+    "uniform": Method(
         title="Uniform",
         says="The same share of heads and of neurons from every layer.",
         formula="s_l = r P / Σ P_l",
         source="AMP, arXiv 2504.21174",
     ),
-    "protect": Allocation(
+    "protect": Method(
         title="Ends whole",
         says="The first and the last layers stay whole, the others share alike.",
         formula="s_l = 0 for l < first and l ≥ L − last",
         source="LLM-Pruner, arXiv 2305.11627",
     ),
-    "angular": Allocation(
+    "angular": Method(
         title="By angle",
         says="Layers that turn the hidden state less lose more.",
         formula="s_l ∝ 1 − σ(z_l), z the standardised angle between what enters and what leaves",
         source="CFSP, arXiv 2409.13199",
         needs=frozenset({"activations"}),
     ),
-    "global": Allocation(
+    "global": Method(
         title="One threshold",
         says="The lowest scores of the whole model go, standardised within each layer.",
         formula="(s − mean_l) / std_l; a head counts as its parameters do",
         source="FLAP, arXiv 2312.11983",
     ),
-    "iterative": Allocation(
+    "iterative": Method(
         title="Small steps",
         says="Prunes uniformly in equal steps, and scores the pruned model anew before each.",
         formula="r k / n at step k of n",
         source="Adapt-Pruner, arXiv 2502.03460",
     ),
-    "search": Allocation(
+    "search": Method(
         title="Searched",
         says="Moves heads and neurons between layers, and keeps what lowers the measured loss. Takes minutes.",
         formula="min L(s_1, …, s_L) on calibration text, the model repaired as the plan is to be",

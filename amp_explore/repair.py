@@ -24,36 +24,23 @@ import torch
 from torch import nn
 
 from amp_explore.calibration import TokenWindows
-from amp_explore.criteria import Evidence
+from amp_explore.criteria import Evidence, Method
 from amp_explore.errors import AmpExploreError
 from amp_explore.layerwise import OneLayer, input_of
 from amp_explore.models.experts import DownProjection
 from amp_explore.models.families import decoder_layers, inputs_of, set_weight, share, weight_of
 from amp_explore.models.loading import LoadedModel
+from amp_explore.models.sharding import is_spread
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Progress, no_progress
 from amp_explore.slicing import NoAttention, slice_layer
-from amp_explore.statistics import split_windows
+from amp_explore.statistics import batch_tokens, split_windows
 
 VERSION = 1
 """Part of every key of something repaired; goes up whenever a repair gives other numbers."""
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What is tried, as multiples of the mean diagonal of the Gram matrix."""
-
-_BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
-
-
-@dataclass(frozen=True)
-class Method:
-    """How one repair works; `says`, `formula` and `source` are shown to people. `needs` names fields of `Evidence`."""
-
-    title: str
-    says: str
-    formula: str
-    source: str
-    needs: frozenset[str]
-
 
 METHODS: dict[str, Method] = {
     "bias": Method(
@@ -271,7 +258,7 @@ class _Sums:
 
 def _batches(windows: TokenWindows, device: torch.device) -> list[tuple[bool, torch.Tensor]]:
     """(whether held out, ids (B, T)): windows of equal length together, so that nothing is padded."""
-    tokens, found = _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"]), []
+    tokens, found = batch_tokens(device), []
     for held_out, part in enumerate(split_windows(windows)):
         for length, alike in itertools.groupby(sorted(part, key=len), len):
             stacked = torch.stack(list(alike)).split(max(1, tokens // length))
@@ -286,7 +273,7 @@ def _entering(loaded: LoadedModel, number: int, ids: torch.Tensor) -> torch.Tens
 
 
 def _refuse_shards(loaded: LoadedModel) -> None:
-    if hasattr(loaded.model, "hf_device_map"):
+    if is_spread(loaded.model):
         raise AmpExploreError("a repair needs the whole model on one device; leave the plan unrepaired")
 
 

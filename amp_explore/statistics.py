@@ -81,6 +81,11 @@ class LayerGrams:
     mlp_held_out: torch.Tensor
 
 
+def batch_tokens(device: torch.device) -> int:
+    """How many calibration tokens run through a model at a time."""
+    return _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"])
+
+
 def gram_bytes(shape: ModelShape) -> int:
     """Bytes that the Gram matrices of a model take, in memory and in the cache."""
     widths = [width for layer in shape.layers for width in (layer.heads * layer.head_dim, layer.neurons)]
@@ -115,7 +120,7 @@ def collect_with_grams(
 def _collect(
     loaded: LoadedModel, windows: TokenWindows, grams: bool, progress: Progress
 ) -> tuple[ActivationStatistics, tuple[LayerGrams, ...]]:
-    tokens = _BATCH_TOKENS.get(loaded.device.type, _BATCH_TOKENS["cpu"])
+    tokens = batch_tokens(loaded.device)
     fitted, held_out = split_windows(windows) if grams else (windows.ids, ())
     batches = [(False, *batch) for batch in _batches(fitted, tokens)]
     batches += [(True, *batch) for batch in _batches(held_out, tokens)]
@@ -204,7 +209,7 @@ class _Sums:
             left = output[0] if isinstance(output, tuple) else output
             cosine = torch.cosine_similarity(inputs[0], left.to(inputs[0].device), -1).float().clamp(-1, 1)  # (B, T)
             cosine = cosine[self.attended.to(cosine.device)]
-            _add(sums, similarity=cosine.sum(), angle=cosine.arccos().sum() / torch.pi)
+            add_to(sums, similarity=cosine.sum(), angle=cosine.arccos().sum() / torch.pi)
 
         return add
 
@@ -220,8 +225,8 @@ class _Sums:
             x = self._attended(inputs[0])  # (B, T, heads * head_dim)
             projected = self._attended(torch.stack(projected, -1).unflatten(0, x.shape[:2]))  # (B, T, heads)
             norms = torch.linalg.vector_norm(x.unflatten(-1, (-1, head_dim)), dim=-1)  # (B, T, heads)
-            _add(sums, head_projection=self._per_prompt(projected.sum(1)).sum(0))
-            _add(sums, head_norm=self._per_prompt(norms.sum(1)).square().sum(0))
+            add_to(sums, head_projection=self._per_prompt(projected.sum(1)).sum(0))
+            add_to(sums, head_norm=self._per_prompt(norms.sum(1)).square().sum(0))
             self._moments(sums, "attention", x)
             self._gram(sums, "attention", x)
 
@@ -231,7 +236,7 @@ class _Sums:
         def add(linear: nn.Linear, inputs: tuple[torch.Tensor]) -> None:
             a = self._attended(inputs[0].view(*self.attended.shape, -1))  # some come as (B * T, neurons)
             magnitude = self._per_prompt(_l1(a, 1))  # (B, neurons)
-            _add(sums, neuron_magnitude=magnitude.sum(0), neuron_norm=magnitude.square().sum(0))
+            add_to(sums, neuron_magnitude=magnitude.sum(0), neuron_norm=magnitude.square().sum(0))
             self._moments(sums, "neuron", a)
             self._gram(sums, "mlp", a)
 
@@ -247,7 +252,7 @@ class _Sums:
 
     def _moments(self, sums: dict[str, torch.Tensor], name: str, values: torch.Tensor) -> None:
         flat = values.flatten(0, 1).float()  # (B * T, units)
-        _add(sums, **{f"{name}_sum": flat.sum(0), f"{name}_square": torch.linalg.vector_norm(flat, dim=0).square()})
+        add_to(sums, **{f"{name}_sum": flat.sum(0), f"{name}_square": torch.linalg.vector_norm(flat, dim=0).square()})
 
     def _gram(self, sums: dict[str, torch.Tensor], block: str, values: torch.Tensor) -> None:
         if not self.grams:
@@ -258,7 +263,8 @@ class _Sums:
         sums[name].addmm_(flat.T, flat)
 
 
-def _add(sums: dict[str, torch.Tensor], **values: torch.Tensor) -> None:
+def add_to(sums: dict[str, torch.Tensor], **values: torch.Tensor) -> None:
+    """Add to sums by name, in float64, each where its values are."""
     for name, value in values.items():
         sums[name] = sums[name].to(value.device) + value.double()
 

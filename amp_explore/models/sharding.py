@@ -30,6 +30,11 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device(device) if device is not None else next(module.parameters()).device
 
 
+def is_spread(model: nn.Module) -> bool:
+    """Whether a model's weights are spread over devices or offloaded."""
+    return hasattr(model, "hf_device_map")
+
+
 def devices(model: nn.Module) -> str:
     """Everywhere that a model's weights are, for people: `cuda:0`, or `cuda:0, cpu, disk`."""
     places = getattr(model, "hf_device_map", {"": device_of(model)}).values()
