@@ -288,18 +288,71 @@ def obs_heads(layer: Layer) -> torch.Tensor:
     """(heads,) `tr(W_h [(G + lambda I)^-1]_hh^-1 W_h^T)`: the rise of the output projection's mean squared error when
     head h goes and the other heads are fitted anew (optimal brain surgeon by blocks; ZipLM, Kurtic et al. 2023, arXiv
     2302.04089)."""
-    inverse = _ridge_inverse(layer.grams.attention)
-    size = layer.parts.head_dim
-    columns = _out(layer).double().split(size, 1)  # (hidden, head_dim) each
-    blocks = [inverse[start : start + size, start : start + size] for start in range(0, len(inverse), size)]
-    errors = [(w.T * torch.linalg.solve(block, w.T)).sum() for w, block in zip(columns, blocks, strict=True)]
-    return torch.stack(errors).float()
+    return _Surgery(layer.parts.o, layer.grams.attention, layer.parts.head_dim).errors().float()
 
 
 def obs_neurons(layer: Layer) -> torch.Tensor:
     """(neurons,) `||w_j||^2 / [(G + lambda I)^-1]_jj`: as for heads, in the down projection (SPA, Wang et al. 2024,
     arXiv 2403.18955; ZipLM)."""
-    return (_down(layer).double().square().sum(0) / _ridge_inverse(layer.grams.mlp).diagonal()).float()
+    return _Surgery(layer.parts.down, layer.grams.mlp, 1).errors().float()
+
+
+def obs_greedy_heads(layer: Layer) -> torch.Tensor:
+    """(heads,) the same error summed up to where head h goes, when the heads go one by one, always the one that is
+    missed least by those still there, which are fitted anew each time (ZipLM)."""
+    return _Surgery(layer.parts.o, layer.grams.attention, layer.parts.head_dim).one_after_the_other()
+
+
+def obs_greedy_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) as for heads, in the down projection."""
+    return _Surgery(layer.parts.down, layer.grams.mlp, 1).one_after_the_other()
+
+
+class _Surgery:
+    """A projection W (out, units * size), what remains of it fitted anew whenever units go; in float64.
+
+    With H the inverse of the inputs' Gram matrix, what the loss of the columns S costs is `tr(W_S H_SS^-1 W_S^T)`; then
+    `W -= W_S H_SS^-1 H_S` and `H -= H_S^T H_SS^-1 H_S` are weights and inverse without them.
+    """
+
+    def __init__(self, projection, gram: torch.Tensor, size: int) -> None:
+        self.weights = weight_of(projection).double()
+        gram = gram.to(self.weights)
+        # A block that never sees anything has G = 0; any ridge will do there.
+        ridge = RIDGE * gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge * torch.eye(len(gram)).to(gram)))
+        self.columns = torch.arange(len(gram), device=gram.device).view(-1, size)  # of each unit
+
+    def errors(self) -> torch.Tensor:
+        """(units,) what each unit's loss alone costs."""
+        blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]  # (units, size, size)
+        weights = self.weights.T[self.columns]  # (units, size, out)
+        return (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+
+    def one_after_the_other(self) -> torch.Tensor:
+        """(units,) what the losses cost together, up to each unit's; of many units, 1 in 128 go before the next
+        look."""
+        at_once = max(1, len(self.columns) // 128)
+        total, scores = 0.0, self.errors().new_zeros(len(self.columns))
+        left = torch.arange(len(self.columns), device=scores.device)
+        while len(left):
+            errors = self.errors()
+            order = errors.argsort()
+            going, staying = order[:at_once], order[at_once:].sort().values
+            scores[left[going]] = total + errors[going]
+            total += self._lose(going, staying)
+            left = left[staying]
+        return scores.float()
+
+    def _lose(self, going: torch.Tensor, staying: torch.Tensor) -> float:
+        gone, kept = self.columns[going].flatten(), self.columns[staying].flatten()
+        weights, rows = self.weights[:, gone], self.inverse[gone]  # W_S, H_S
+        solved = torch.linalg.solve(rows[:, gone], torch.cat((weights.T, rows[:, kept]), 1))
+        by_weights, by_rows = solved.split((len(self.weights), len(kept)), 1)
+        self.weights = self.weights[:, kept] - weights @ by_rows
+        self.inverse = self.inverse[kept][:, kept] - rows[:, kept].T @ by_rows
+        self.columns = torch.arange(len(kept), device=kept.device).view(-1, self.columns.shape[1])
+        return (weights.T * by_weights).sum().item()
 
 
 _ACTIVATIONS_AND_GRADIENTS = frozenset({"activations", "gradients"})
@@ -421,9 +474,19 @@ CRITERIA: dict[str, Criterion] = {
         title="OBS",
         says="The error that is left when the unit goes and the rest is fitted anew.",
         formula="‖w_j‖² / [(G+λI)⁻¹]_jj; by blocks for heads",
-        source="ZipLM, Kurtic et al. 2023, arXiv 2302.04089; SPA, arXiv 2403.18955",
+        source="SPA, Wang et al. 2024, arXiv 2403.18955; ZipLM, arXiv 2302.04089",
         heads=obs_heads,
         neurons=obs_neurons,
+        needs=frozenset({"grams"}),
+        slow=True,
+    ),
+    "obs-greedy": Criterion(
+        title="OBS, one after the other",
+        says="As OBS, but looked at anew whenever some units went: two that stand in for each other do not both go.",
+        formula="Σ ‖w_j‖² / [(G+λI)⁻¹]_jj over all that went before, W and G those of the units still there",
+        source="ZipLM, Kurtic et al. 2023, arXiv 2302.04089",
+        heads=obs_greedy_heads,
+        neurons=obs_greedy_neurons,
         needs=frozenset({"grams"}),
         slow=True,
     ),
@@ -542,14 +605,6 @@ def _norm(weights: torch.Tensor, order: int, dim: int | tuple[int, ...]) -> torc
 def _whole(norms: Sequence[torch.Tensor], order: int) -> torch.Tensor:
     """The norms of units from those of their parts."""
     return _norm(torch.stack(list(norms)), order, 0)
-
-
-def _ridge_inverse(gram: torch.Tensor) -> torch.Tensor:
-    """(G + lambda I)^-1 in float64."""
-    gram = gram.double()
-    # A block that never sees anything has G = 0; any ridge will do there.
-    ridge = RIDGE * gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    return torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), dtype=gram.dtype)))
 
 
 def _by_lot(layer: Layer, unit: str, count: int) -> torch.Tensor:

@@ -61,20 +61,21 @@ class Decoder(Protocol):
 def decoder(model: PreTrainedModel, *, batch: int, length: int, mode: Mode) -> Decoder:
     """A decoder for `batch` sequences of up to `length` tokens, prompt included, ready to run.
 
-    A model on several devices decodes eagerly, and so do a mixture of experts, whose steps differ from token to token,
-    and a model whose step cannot be compiled, for want of a C compiler for example; the decoder says so in its `mode`.
+    A model on several devices decodes eagerly, and so does a mixture of experts, whose steps differ from token to
+    token. Where a step cannot be compiled, for want of a C compiler for example, or not be recorded, the next simpler
+    mode is taken; the decoder's `mode` says which one.
     """
-    if mode == "eager" or any(_only_eager(module) for module in model.modules()):
-        return EagerDecoder(model)
-    try:
-        return FixedDecoder(model, batch, length, mode)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # compilers fail in many ways
-        if mode != "compiled":
+    tries: tuple[Mode, ...] = () if mode == "eager" or any(map(_only_eager, model.modules())) else (mode,)
+    if tries == ("compiled",) and device_of(model).type == "cuda":
+        tries = ("compiled", "graph")
+    for tried in tries:
+        try:
+            return FixedDecoder(model, batch, length, tried)
+        except torch.OutOfMemoryError:
             raise
-        log.warning("torch.compile failed, going on without it: %s", " ".join(str(error).split())[:300])
-        return FixedDecoder(model, batch, length, "graph") if device_of(model).type == "cuda" else EagerDecoder(model)
+        except Exception as error:  # compilers fail in many ways
+            log.warning("%s decoding failed, going on without: %s", tried, " ".join(str(error).split())[:300])
+    return EagerDecoder(model)
 
 
 def _only_eager(module: nn.Module) -> bool:

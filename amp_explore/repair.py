@@ -117,19 +117,19 @@ def repair_layer(loaded: LoadedModel, plan: PruningPlan, number: int, evidence: 
         removed = gone[block]
         if not removed.any():
             continue
-        lost = weight_of(whole[block]).double().cpu()[:, removed]  # (hidden, removed)
+        lost = weight_of(whole[block]).double()[:, removed]  # (hidden, removed)
         if plan.repair.method == "bias":
             if isinstance(projection, DownProjection):
                 raise AmpExploreError("experts have no bias to put anything in; repair by least squares")
             activations = evidence.activations[number]
             mean = activations.attention_mean if block == "attention" else activations.neuron_mean
-            _add_bias(projection, lost @ mean.double()[removed], weight_of(whole[block]))
+            _add_bias(projection, lost @ mean[removed].to(lost), weight_of(whole[block]))
         elif not removed.all():
             grams = evidence.grams[number]
-            both = [gram.double() for gram in (getattr(grams, block), getattr(grams, f"{block}_held_out"))]
+            both = [gram.to(lost) for gram in (getattr(grams, block), getattr(grams, f"{block}_held_out"))]
             fitting, checking = [(lost @ gram[removed][:, ~removed], gram[~removed][:, ~removed]) for gram in both]
             change, _, _ = ridge_fit(*fitting, *checking)
-            set_weight(projection, weight_of(projection).double() + change.to(projection.weight.device))
+            set_weight(projection, weight_of(projection).double() + change)
     return layer
 
 
@@ -293,5 +293,5 @@ def _removed_inputs(plan: PruningPlan, number: int) -> dict[str, torch.Tensor]:
 
 
 def _add_bias(projection: nn.Module, change: torch.Tensor, like: torch.Tensor) -> None:
-    total = change.to(like.device) + (0 if projection.bias is None else projection.bias.double())
+    total = change + (0 if projection.bias is None else projection.bias.double())
     projection.bias = nn.Parameter(total.to(like.dtype), requires_grad=False)

@@ -134,6 +134,10 @@ def _turn(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, mode: Mode
     ids = ids.to(device)
     prefill, decode, eager_decode = FIGURES
     running = decoder(model, batch=ids.shape[0], length=ids.shape[1] + new_tokens, mode=mode)
+    if device.type == "cuda":
+        running.prefill(
+            ids
+        )  # a decoder's first takes memory and wakes the device; on a CPU it costs more than it mends
     taken = {}
     taken[prefill] = _seconds(device, lambda: running.prefill(ids))
     taken[decode] = _seconds(device, running.step, new_tokens)

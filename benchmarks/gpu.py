@@ -26,7 +26,7 @@ def main() -> None:
         out.write_text(json.dumps(results, indent=1) + "\n")
         print(name, "done", flush=True)
 
-    common = {"model": SHAPE, "device": "cuda", "new_tokens": 32}
+    common = {"model": SHAPE, "device": "cuda", "new_tokens": 64}
     curves = decode.run(**common, multiple=128, repeats=7)
     part("decode", curves)
     widths = {f"{multiple}": decode.run(**common, multiple=multiple, repeats=3)["cases"][0] for multiple in (1, 16)}

@@ -1,5 +1,7 @@
 """Every criterion against a plain second implementation: one prompt at a time, each unit by itself, in float64."""
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 import torch
@@ -207,6 +209,34 @@ def obs(layer, unit, index):
     return torch.trace(change @ gram @ change.T)
 
 
+@lru_cache
+def obs_one_by_one(layer, unit):
+    """Errors up to each unit's going, each found by fitting anew what is left from the start."""
+    parts, weight = (layer.x, layer.weights["o"]) if unit == "head" else (layer.a, layer.weights["down"])
+    size = layer.size if unit == "head" else 1
+    inputs = all_tokens([p for p, held in zip(parts, layer.held, strict=True) if not held])
+    gram = inputs.T @ inputs / len(inputs)
+    gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+
+    def error(units):
+        rest = [i for unit in units for i in range(unit * size, (unit + 1) * size)]
+        change = weight.clone()
+        change[:, rest] -= torch.linalg.solve(gram[rest][:, rest], gram[rest] @ weight.T).T
+        return float(torch.trace(change @ gram @ change.T))
+
+    left, found = set(range(len(gram) // size)), {}
+    while left:
+        after = {unit: error(sorted(left - {unit})) for unit in left}
+        goes = min(after, key=after.get)
+        found[goes] = after[goes]
+        left.remove(goes)
+    return found
+
+
+def obs_greedy(layer, unit, index):
+    return obs_one_by_one(layer, unit)[index]
+
+
 def reversed_(layer, unit, index):
     return -amp(layer, unit, index)
 
@@ -215,7 +245,7 @@ PLAIN = {
     "amp": amp, "amp-projection": projected, "magnitude": magnitude(2), "magnitude-l1": magnitude(1),
     "wanda-sp": wanda, "flap": flap, "minitron": minitron, "cfsp": cfsp, "taylor": taylor,
     "taylor-second": taylor_second, "gblm-style": gblm, "relevance": relevance, "spectrum": spectrum, "obs": obs,
-    "reversed": reversed_,
+    "obs-greedy": obs_greedy, "reversed": reversed_,
 }  # fmt: skip
 
 

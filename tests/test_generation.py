@@ -94,7 +94,9 @@ def test_on_cuda_graphs_write_the_same(family, mode):
         model = slice_model(loaded, random_plan(loaded, seed))
         with torch.inference_mode():
             fixed = decoder(model, batch=2, length=10 + NEW, mode=mode)
-        assert fixed.mode == ("eager" if family in MIXTURES else mode)
+        # transformers' Falcon picks keys and values by a list of numbers, which a graph cannot record
+        unrecorded = family in MIXTURES or (mode == "graph" and family in ("falcon", "falcon-grouped"))
+        assert fixed.mode == ("eager" if unrecorded else mode)
         assert torch.equal(written(fixed, ids), expected(model, ids))
 
 
