@@ -10,16 +10,16 @@ neuron per layer on any shape.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from amp_explore.costs import removed_layer_parameters, removed_parameters
+from amp_explore.costs import costs_of_plan, removed_layer_parameters, removed_parameters
 from amp_explore.criteria import Scores
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import ModelShape
+from amp_explore.models.families import LayerShape, ModelShape
 from amp_explore.plan import PruningPlan, Unit
 from amp_explore.statistics import ActivationStatistics
 
@@ -34,6 +34,8 @@ class Ranking:
     shape: ModelShape
     heads: tuple[np.ndarray, ...]
     neurons: tuple[np.ndarray, ...]
+    whole_groups: bool = False
+    """Whether only whole groups go: all heads that read one KV head, and all neurons of an expert."""
 
     def take(self, unit: Unit, layer: int, count: int) -> np.ndarray:
         """(units,) bool mask of the first `count` to go."""
@@ -52,23 +54,52 @@ class Ranking:
         )
 
 
-def rank(shape: ModelShape, scores: Scores | None, order: Order = "standard", seed: int = 0) -> Ranking:
+def rank(
+    shape: ModelShape,
+    scores: Scores | None,
+    order: Order = "standard",
+    seed: int = 0,
+    *,
+    whole_groups: bool = False,
+) -> Ranking:
     """Order the units of each layer:
 
-    lowest score first (standard), highest first (reversed), or by lot (random, no scores).
+    lowest score first (standard), highest first (reversed), or by lot (random, no scores). With `whole_groups` those
+    that read the same KV head, and those of the same expert, go together, in the order of their mean scores.
     """
     if order == "random":
+        # A generator's permutations, not its numbers, so that a seed means what it always did.
         generator = np.random.default_rng(seed)
-        heads = tuple(generator.permutation(layer.heads) for layer in shape.layers)
-        return Ranking(shape, heads, tuple(generator.permutation(layer.neurons) for layer in shape.layers))
-    if scores is None or order not in ORDERS:
+        lots = [[generator.permutation(width) for width in widths] for widths in (shape.heads, shape.neurons)]
+        scores = Scores(*(tuple(np.argsort(lot).astype(np.float32) for lot in unit) for unit in lots))
+    elif scores is None or order not in ORDERS:
         raise AmpExploreError(f"order {order!r} needs scores and must be one of {', '.join(ORDERS)}")
-    sign = 1 if order == "standard" else -1
+    sign = -1 if order == "reversed" else 1
+
+    def ordered(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        values = sign * values
+        if not whole_groups:
+            return np.argsort(values, kind="stable")
+        means = np.bincount(groups, values) / np.maximum(np.bincount(groups), 1)
+        return np.lexsort((values, groups, means[groups]))
+
     return Ranking(
         shape,
-        tuple(np.argsort(sign * layer, kind="stable") for layer in scores.heads),
-        tuple(np.argsort(sign * layer, kind="stable") for layer in scores.neurons),
+        tuple(ordered(*each) for each in zip(scores.heads, map(_head_groups, shape.layers), strict=True)),
+        tuple(ordered(*each) for each in zip(scores.neurons, map(_neuron_groups, shape.layers), strict=True)),
+        whole_groups,
     )
+
+
+def _head_groups(layer: LayerShape) -> np.ndarray:
+    """(heads,) the KV head that each reads."""
+    return np.array(layer.kv_of_head, dtype=np.int64)
+
+
+def _neuron_groups(layer: LayerShape) -> np.ndarray:
+    """(neurons,) the expert of each; without experts, each for itself."""
+    each = layer.neurons // layer.experts if layer.experts > 1 else 1
+    return np.arange(layer.neurons) // max(each, 1)
 
 
 def allocate(
@@ -111,12 +142,14 @@ def allocate(
             f"ask for a ratio below that, not {ratio:.1%}"
         )
     shares = _shares(weights, [layer.prunable_parameters for layer in shape.layers], max(target, 0))
-    heads = [round(share * layer.heads) for share, layer in zip(shares, shape.layers, strict=True)]
+    wanted = [share * layer.heads for share, layer in zip(shares, shape.layers, strict=True)]
+    stops = [_stops(ranking, "heads", number) for number in layers]
+    heads = _at_stops(wanted, stops) if ranking.whole_groups else [round(count) for count in wanted]
     # More heads go only where even all neurons are too few: KV heads stay until the last of their query heads goes.
     while (plan := _fill_with_neurons(ranking, heads, target, weights, multiple)) is None:
         heads = [
-            min(count + (weight > 0), layer.heads)
-            for count, weight, layer in zip(heads, weights, shape.layers, strict=True)
+            min((stop for stop in allowed if stop > count), default=count) if weight else count
+            for count, allowed, weight in zip(heads, stops, weights, strict=True)
         ]
     return plan.with_layer_of(base, locked)
 
@@ -207,17 +240,29 @@ def _fill_with_neurons(
         return None
     shares = _shares(weights, sizes, min(max(left, 0), in_neurons))
     neurons = [round(share * layer.neurons) for share, layer in zip(shares, shape.layers, strict=True)]
-    if multiple > 1 and any(shares):
-        owed = 0.0  # neurons that the layers so far should have kept, and did not
-        for number in open_layers:
-            most = shape.layers[number].neurons
-            wanted = most - shares[number] * most
-            lower = int(wanted // multiple) * multiple
-            upper = min(lower + multiple, most)
-            kept = upper if owed + wanted - lower >= (upper - lower) / 2 else lower
-            owed += wanted - kept
-            neurons[number] = most - kept
+    if (multiple > 1 or ranking.whole_groups) and any(shares):
+        wanted = [share * layer.neurons for share, layer in zip(shares, shape.layers, strict=True)]
+        neurons = _at_stops(wanted, [_stops(ranking, "neurons", number, multiple) for number in range(len(wanted))])
     return ranking.plan(heads, neurons)
+
+
+def _stops(ranking: Ranking, unit: Unit, number: int, multiple: int = 1) -> list[int]:
+    """How many units of a layer may go, in ascending order: whole groups, or so many that a multiple stays."""
+    layer = ranking.shape.layers[number]
+    most, groups = getattr(layer, unit), (_head_groups if unit == "heads" else _neuron_groups)(layer)
+    if not ranking.whole_groups:
+        return sorted({most, *(most - kept for kept in range(0, most + 1, multiple)), 0})
+    ends = np.flatnonzero(np.diff(groups[getattr(ranking, unit)[number]])) + 1
+    return [0, *ends.tolist(), most]
+
+
+def _at_stops(wanted: Sequence[float], stops: Sequence[Sequence[int]]) -> list[int]:
+    """A stop of each layer, near what is wanted there, and in all near what is wanted in all."""
+    found, owed = [], 0.0  # owed: units that the layers so far should have lost, and did not
+    for count, allowed in zip(wanted, stops, strict=True):
+        found.append(min(allowed, key=lambda stop: abs(stop - count - owed)) if count else 0)
+        owed += count - found[-1]
+    return found
 
 
 def allocate_by_unit(ranking: Ranking, heads_ratio: float, neurons_ratio: float) -> PruningPlan:
@@ -251,6 +296,31 @@ def ratio_of_layers(shape: ModelShape, layers: float) -> float:
     the ratio that removes as many parameters as `layers` whole layers' heads and neurons hold.
     """
     return layers * shape.prunable_parameters / len(shape.layers) / shape.parameters
+
+
+def ratio_that_leaves(shape: ModelShape, parameters: float) -> float:
+    """The ratio at which so many parameters are left. Raises `AmpExploreError` where there are no more than that."""
+    if not 0 <= parameters <= shape.parameters:
+        raise AmpExploreError(
+            f"the model has {shape.parameters:,} parameters; {parameters:,.0f} cannot be left of them"
+        )
+    return 1 - parameters / shape.parameters
+
+
+def ratio_for_flops(make: Callable[[float], PruningPlan], shape: ModelShape, share: float) -> float:
+    """The ratio of parameters at which the plan that `make` gives takes `share` of the FLOPs of a token away.
+
+    Raises `AmpExploreError` where heads and neurons are not that much of them.
+    """
+    dense = costs_of_plan(PruningPlan.empty(shape)).flops_per_token
+    reached = lambda plan: 1 - costs_of_plan(plan).flops_per_token / dense  # noqa: E731
+    low, high = 0.0, shape.prunable_parameters / shape.parameters
+    if _fraction(share, "share of FLOPs") > (most := reached(make(high))):
+        raise AmpExploreError(f"at most {most:.1%} of the FLOPs can go; ask for less than {share:.1%}")
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(make(middle)) >= share else (middle, high)
+    return high
 
 
 def random_like(plan: PruningPlan, seed: int = 0) -> PruningPlan:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the engine takes seconds to import, which --help and a wron
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATION_WINDOWS = 64  # of the bundled text, unless asked otherwise
-_RECIPE = ("criterion", "heads_criterion", "allocation", "order", "seed", "multiple")
+_RECIPE = ("criterion", "heads_criterion", "allocation", "order", "seed", "multiple", "whole_groups")
 _RECIPE += ("first", "last", "steps", "generations")
 
 
@@ -85,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     _model_options(plan, dtype="float32")
     size = plan.add_argument_group("how much goes (one of)")
     size.add_argument("--ratio", type=float, metavar="R", help="share of all the model's parameters")
+    size.add_argument("--flops", type=float, metavar="R", help="share of the FLOPs of a token")
+    size.add_argument("--parameters", type=float, metavar="N", help="so many parameters stay, e.g. 100e6")
+    size.add_argument("--megabytes", type=float, metavar="M", help="so many MB of weights stay, in --dtype")
     size.add_argument(
         "--layers-worth",
         type=float,
@@ -117,7 +120,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="N",
-        help="with --ratio or --layers-worth: layers keep a multiple of N neurons (GPUs like 64 or 128)",
+        help="with uniform, protect or angular: layers keep a multiple of N neurons (GPUs like 64 or 128)",
+    )
+    plan.add_argument(
+        "--whole-groups",
+        action="store_true",
+        help="with uniform, protect or angular: heads go with their whole KV group, neurons with their whole expert",
     )
     plan.add_argument(
         "--order", choices=["standard", "reversed", "random"], default="standard", help="which units go first"
@@ -265,20 +273,24 @@ def _score(options: argparse.Namespace, progress: _ProgressBar) -> None:
 def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
     from amp_explore import allocation, costs
     from amp_explore.criteria import Scores
-    from amp_explore.planning import Recipe, make_plan
+    from amp_explore.planning import TAKE_THEIR_TIME, Recipe, make_plan
+    from amp_explore.repair import caveat
     from amp_explore.store import write_atomically
 
     units = options.heads_ratio is not None or options.neurons_ratio is not None
-    if (options.ratio is not None) + (options.layers_worth is not None) + units != 1:
+    sizes = ("ratio", "flops", "parameters", "megabytes", "layers_worth")
+    asked = [name for name in sizes if getattr(options, name) is not None]
+    if len(asked) + units != 1:
         raise AmpExploreError(
-            "say how much goes by one of --ratio, --layers-worth, or --heads-ratio with --neurons-ratio"
+            "say how much goes by one of --ratio, --flops, --parameters, --megabytes, --layers-worth, or "
+            "--heads-ratio with --neurons-ratio"
         )
     if options.scores and options.allocation == "iterative":
         raise AmpExploreError("small steps score anew before each step; leave out --scores")
     bench, loaded = _open(options, progress)
     scores = Scores.load(options.scores, loaded.shape) if options.scores else None
     scored = scores is None and options.order != "random"
-    measured = options.allocation in ("angular", "iterative", "search")
+    measured = options.allocation in {"angular", *TAKE_THEIR_TIME}
     windows = _calibration(loaded, options) if scored or measured else None
     repair = None if options.repair == "none" else bench.repair_by(loaded, options.repair, **_text_of(options))
     if units:
@@ -294,12 +306,14 @@ def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
         made_by = {"criterion": options.criterion, "order": options.order, "seed": options.seed}
         made_by |= {"heads_ratio": options.heads_ratio, "neurons_ratio": options.neurons_ratio}
     else:
-        ratio = (
-            options.ratio
-            if options.ratio is not None
-            else allocation.ratio_of_layers(loaded.shape, options.layers_worth)
-        )
-        recipe = Recipe(ratio, **{name: getattr(options, name) for name in _RECIPE})
+        shape, size = loaded.shape, getattr(options, asked[0])
+        ratio = {
+            "parameters": lambda: allocation.ratio_that_leaves(shape, size),
+            "megabytes": lambda: allocation.ratio_that_leaves(shape, size * 1e6 / shape.bytes_per_parameter),
+            "layers_worth": lambda: allocation.ratio_of_layers(shape, size),
+        }.get(asked[0], lambda: size)()
+        counted = "flops" if asked == ["flops"] else "parameters"
+        recipe = Recipe(ratio, counted=counted, **{name: getattr(options, name) for name in _RECIPE})
         plan = make_plan(bench, loaded, windows, recipe, scores=scores, repair=repair, progress=progress)
         made_by = dict(plan.made_by)
     if options.scores:
@@ -312,6 +326,8 @@ def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
     share = costs.removed_parameters(plan) / loaded.shape.parameters
     heads, neurons = plan.removed_per_layer("heads").sum(), plan.removed_per_layer("neurons").sum()
     print(f"{options.out}: {heads} heads and {neurons} neurons go, {share:.2%} of all parameters")
+    if repair and repair.method != "bias" and (said := caveat(loaded.shape, bench.repair_windows(loaded, repair))):
+        print(f"note: {said}", file=sys.stderr)
 
 
 def _measure(options: argparse.Namespace, progress: _ProgressBar) -> None:

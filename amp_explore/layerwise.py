@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from amp_explore.models.families import Family, decoder_layers, family_of, share
+from amp_explore.models.loading import LoadedModel
 from amp_explore.models.sharding import device_of
+from amp_explore.statistics import batch_tokens
 
 
 class Known(nn.Module):
@@ -45,6 +48,20 @@ class OneLayer:
         ids = torch.zeros(states.shape[:2], dtype=torch.long, device=self._device)  # which tokens is no matter
         self._model.base_model(ids, use_cache=False)
         return self._watched.leaves
+
+
+def entering(loaded: LoadedModel, number: int, ids: torch.Tensor) -> torch.Tensor:
+    """(B, T, d): what enters a layer of the dense model."""
+    model = share(loaded.model)
+    return input_of(decoder_layers(model)[number], lambda: model.base_model(ids, use_cache=False))
+
+
+def even_batches(windows: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """Windows (T,) of equal length together, so that nothing is padded: ids (B, T) on the device."""
+    tokens = batch_tokens(device)
+    for length, alike in itertools.groupby(sorted(windows, key=len), len):
+        for ids in torch.stack(list(alike)).split(max(1, tokens // length)):
+            yield ids.to(device)
 
 
 @contextmanager

@@ -6,20 +6,24 @@ The dashboard, the command line and the comparison all make their plans here, so
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
 from amp_explore import criteria
 from amp_explore.allocation import (
     Order,
+    Ranking,
     allocate,
     allocate_globally,
     angular_weights,
     protecting_weights,
     rank,
+    ratio_for_flops,
 )
+from amp_explore.blocks import plan_by_influence, plan_by_loss
 from amp_explore.calibration import TokenWindows
 from amp_explore.criteria import Method, Scores
 from amp_explore.errors import AmpExploreError
@@ -61,6 +65,18 @@ ALLOCATIONS: dict[str, Method] = {
         formula="r k / n at step k of n",
         source="Adapt-Pruner, arXiv 2502.03460",
     ),
+    "blocks": Method(
+        title="Whole blocks, by angle",
+        says="Attentions and MLPs go whole, those first that turn the hidden state least.",
+        formula="1 − cos(h, h + b(h)), lowest first",
+        source="ShortGPT, arXiv 2403.03853, for attention and MLP apart",
+    ),
+    "blocks-measured": Method(
+        title="Whole blocks, measured",
+        says="Attentions and MLPs go whole, always the one that the measured loss misses least. Takes minutes.",
+        formula="argmin_b L(without b), and again on what is left",
+        source="BlockPruner, arXiv 2406.10594",
+    ),
     "search": Method(
         title="Searched",
         says="Moves heads and neurons between layers, and keeps what lowers the measured loss. Takes minutes.",
@@ -69,17 +85,21 @@ ALLOCATIONS: dict[str, Method] = {
     ),
 }
 
-TAKE_THEIR_TIME = frozenset({"iterative", "search"})
-"""Allocations that run the model again and again."""
+TAKE_THEIR_TIME = frozenset({"iterative", "search", "blocks", "blocks-measured"})
+"""Allocations that run the model themselves."""
+
+SHARING = frozenset({"uniform", "protect", "angular"})
+"""Allocations that give each layer a share: they can keep widths in multiples, and groups whole."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what goes, apart from the model and the calibration text.
 
-    `ratio` is the share of all parameters. `first` and `last` are the layers that `protect` leaves whole, which is also
-    where `search` starts; `steps` are those of `iterative`, `generations` those of `search`; `multiple` is for uniform,
-    protect and angular (see `allocation.allocate`).
+    `ratio` is the share of all parameters, or of the FLOPs per token where these are `counted`. `first` and `last` are
+    the layers that `protect` leaves whole, which is also where `search` starts; `steps` are those of `iterative`,
+    `generations` those of `search`. `multiple` is for `SHARING` (see `allocation.allocate`), and so is `whole_groups`:
+    heads go with all that read the same KV head, neurons of experts with their expert.
     """
 
     ratio: float
@@ -89,6 +109,8 @@ class Recipe:
     order: Order = "standard"
     seed: int = 0
     multiple: int = 1
+    whole_groups: bool = False
+    counted: Literal["parameters", "flops"] = "parameters"
     first: int = 1
     last: int = 1
     steps: int = 5
@@ -99,8 +121,13 @@ class Recipe:
         if self.allocation not in ALLOCATIONS:
             raise AmpExploreError(f"allocation {self.allocation!r} is not known; use one of {', '.join(ALLOCATIONS)}")
         criteria.check(self.criterion, self.heads_criterion)
-        if self.multiple > 1 and self.allocation in ("global", "iterative", "search"):
-            raise AmpExploreError(f"widths in multiples are not for the allocation {self.allocation!r}; take uniform")
+        if self.multiple > 1 and self.whole_groups:
+            raise AmpExploreError("widths in multiples and whole groups do not go together; take one of them")
+        if (self.multiple > 1 or self.whole_groups) and self.allocation not in SHARING:
+            asked = "whole groups" if self.whole_groups else "widths in multiples"
+            raise AmpExploreError(
+                f"{asked} are not for the allocation {self.allocation!r}; take one of {', '.join(sorted(SHARING))}"
+            )
         for name in ("steps", "generations"):
             if getattr(self, name) < 1:
                 raise AmpExploreError(f"{getattr(self, name)} {name} are none; give 1 or more")
@@ -147,10 +174,20 @@ def make_plan(
     if scores is None and recipe.order != "random" and recipe.allocation != "iterative":
         scores = bench.scores(loaded, windows, recipe.criterion, recipe.heads_criterion, progress=progress)
     kept = {"locked": locked, "current": current}
+    if recipe.counted == "flops":
+        # Only budgets that plan at once can be tried; the others get the parameters that the uniform one needs.
+        quick = recipe.allocation in (*SHARING, "global")
+        trial = replace(recipe, counted="parameters", allocation=recipe.allocation if quick else "uniform")
+        make = partial(make_plan, bench, loaded, windows, scores=scores, **kept)
+        ratio = ratio_for_flops(lambda ratio: make(replace(trial, ratio=ratio)), shape, recipe.ratio)
+        plan = make(replace(recipe, counted="parameters", ratio=ratio), repair=repair, progress=progress)
+        return plan.described(**recipe.made_by())
     if recipe.allocation == "iterative":
         return _iterative(bench, loaded, windows, recipe, kept, progress).described(**recipe.made_by())
-    ranking = rank(shape, scores, recipe.order, recipe.seed)
-    if recipe.allocation == "global":
+    ranking = rank(shape, scores, recipe.order, recipe.seed, whole_groups=recipe.whole_groups)
+    if recipe.allocation in ("blocks", "blocks-measured"):
+        plan = _without_blocks(bench, loaded, windows, recipe, ranking, repair, kept, progress)
+    elif recipe.allocation == "global":
         if recipe.order == "random":
             raise AmpExploreError("units in random order have no scores to set one threshold for; take uniform")
         sign = -1 if recipe.order == "reversed" else 1
@@ -177,6 +214,27 @@ def make_plan(
             progress=progress,
         )
     return plan.described(**recipe.made_by())
+
+
+def _without_blocks(
+    bench: Workbench,
+    loaded: LoadedModel,
+    windows: TokenWindows,
+    recipe: Recipe,
+    ranking: Ranking,
+    repair: Repair | None,
+    kept: dict[str, Any],
+    progress: Progress,
+) -> PruningPlan:
+    target = round(recipe.ratio * loaded.shape.parameters)
+    allocate(ranking, recipe.ratio, **kept)  # refuses what cannot be
+    base = PruningPlan.empty(loaded.shape)
+    if kept["current"]:
+        base = base.with_layer_of(kept["current"], kept["locked"])
+    options = {"base": base, "locked": kept["locked"], "progress": progress}
+    if recipe.allocation == "blocks":
+        return plan_by_influence(bench, loaded, windows, ranking, target, **options)
+    return plan_by_loss(bench, loaded, windows, ranking, target, repair=repair, **options)
 
 
 def _iterative(

@@ -26,15 +26,15 @@ from torch import nn
 from amp_explore.calibration import TokenWindows
 from amp_explore.criteria import Evidence, Method
 from amp_explore.errors import AmpExploreError
-from amp_explore.layerwise import OneLayer, input_of
+from amp_explore.layerwise import OneLayer, entering, even_batches
 from amp_explore.models.experts import DownProjection
-from amp_explore.models.families import decoder_layers, inputs_of, set_weight, share, weight_of
+from amp_explore.models.families import ModelShape, decoder_layers, inputs_of, set_weight, share, weight_of
 from amp_explore.models.loading import LoadedModel
-from amp_explore.models.sharding import is_spread
+from amp_explore.models.sharding import refuse_spread
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Progress, no_progress
 from amp_explore.slicing import NoAttention, slice_layer
-from amp_explore.statistics import batch_tokens, split_windows
+from amp_explore.statistics import split_windows
 
 VERSION = 1
 """Part of every key of something repaired; goes up whenever a repair gives other numbers."""
@@ -103,13 +103,25 @@ def ridge_fit(
     return best, chosen, least
 
 
+def caveat(shape: ModelShape, windows: TokenWindows) -> str | None:
+    """What a person should know of fitting this model on this text: that it is too short, if it is."""
+    tokens = sum(map(len, split_windows(windows)[0]))
+    widest = max(max(layer.heads * layer.head_dim, layer.neurons) for layer in shape.layers)
+    if tokens >= widest:
+        return None
+    return (
+        f"{tokens:,} tokens to fit on are fewer than the {widest:,} inputs of the widest projection: its Gram matrix "
+        "is singular, and only the ridge makes a fit possible. Take more windows."
+    )
+
+
 def repair_layer(loaded: LoadedModel, plan: PruningPlan, number: int, evidence: Evidence) -> nn.Module:
     """One decoder layer without the plan's units, repaired in one shot: `bias` or `least-squares`.
 
     Raises:
         AmpExploreError: weights are spread over devices or offloaded.
     """
-    _refuse_shards(loaded)
+    refuse_spread(loaded.model, "a repair")
     layer = slice_layer(loaded, plan, number)
     whole = dict(_projections(decoder_layers(loaded.model)[number], loaded))
     gone = _removed_inputs(plan, number)
@@ -150,13 +162,17 @@ def fit_sequentially(
     The hidden states of all windows, of the dense model and of the repaired one, are in memory for one layer at a time.
     `progress` counts batches through layers and may cancel before each.
     """
-    _refuse_shards(loaded)
+    refuse_spread(loaded.model, "a repair")
     layers = plan.changed_layers
     nothing = {"attention": torch.empty(0), "mlp": torch.empty(0)}
     fits = [Fit(**nothing) for _ in plan.heads]
     with torch.inference_mode():
-        batches = _batches(windows, loaded.device)
-        dense = [_entering(loaded, layers[0], ids) for _, ids in batches]  # (B, T, d) each
+        batches = [
+            (bool(held_out), ids)
+            for held_out, part in enumerate(split_windows(windows))
+            for ids in even_batches(part, loaded.device)
+        ]
+        dense = [entering(loaded, layers[0], ids) for _, ids in batches]  # (B, T, d) each
         ours = list(dense)
         steps = itertools.count()
         total = 4 * len(batches) * len(layers)  # the dense layer, twice to fit, and the fitted one
@@ -254,27 +270,6 @@ class _Sums:
     def add(self, missing: torch.Tensor, inputs: torch.Tensor) -> None:
         self.cross = self.cross + (missing.T @ inputs).double()
         self.gram = self.gram + (inputs.T @ inputs).double()
-
-
-def _batches(windows: TokenWindows, device: torch.device) -> list[tuple[bool, torch.Tensor]]:
-    """(whether held out, ids (B, T)): windows of equal length together, so that nothing is padded."""
-    tokens, found = batch_tokens(device), []
-    for held_out, part in enumerate(split_windows(windows)):
-        for length, alike in itertools.groupby(sorted(part, key=len), len):
-            stacked = torch.stack(list(alike)).split(max(1, tokens // length))
-            found += [(bool(held_out), ids.to(device)) for ids in stacked]
-    return found
-
-
-def _entering(loaded: LoadedModel, number: int, ids: torch.Tensor) -> torch.Tensor:
-    """What enters a layer of the dense model."""
-    model = share(loaded.model)
-    return input_of(decoder_layers(model)[number], lambda: model.base_model(ids, use_cache=False))
-
-
-def _refuse_shards(loaded: LoadedModel) -> None:
-    if is_spread(loaded.model):
-        raise AmpExploreError("a repair needs the whole model on one device; leave the plan unrepaired")
 
 
 def _projections(layer: nn.Module, loaded: LoadedModel) -> Iterator[tuple[str, nn.Module]]:

@@ -68,8 +68,7 @@ def search(
     cancel before each layer of each.
     """
     few, more = (replace(windows, ids=windows.ids[:count]) for count in (FEW, MORE))
-    if repair and repair.method == "sequential":
-        repair = replace(repair, method="least-squares")
+    repair = quick(repair)
     lot = np.random.default_rng(seed)
     steps = generations * (VARIANTS + 1) + 1
     done, said = 0, "search"
@@ -93,6 +92,11 @@ def search(
             budget, best, least = tried, plan, found
     progress(steps, steps, f"search, best loss {least:.4f}")
     return best
+
+
+def quick(repair: Repair | None) -> Repair | None:
+    """What stands for a repair where many plans are measured: least squares in one shot for a sequential one."""
+    return replace(repair, method="least-squares") if repair and repair.method == "sequential" else repair
 
 
 def _variant(

@@ -25,7 +25,7 @@ from amp_explore.models.loading import LoadedModel
 from amp_explore.models.sharding import memory
 from amp_explore.progress import Progress, no_progress
 
-VERSION = 2
+VERSION = 3
 """Part of every cache key; goes up whenever the numbers below change."""
 
 HELD_OUT = 8
@@ -60,10 +60,8 @@ class LayerStatistics:
     """(neurons,) of a."""
     neuron_variance: torch.Tensor
     """(neurons,) of a."""
-    similarity: torch.Tensor
-    """() cosine between what enters and what leaves the layer."""
     angle: torch.Tensor
-    """() the angle of that cosine, as a share of pi."""
+    """() between what enters and what leaves the layer, as a share of pi."""
 
 
 ActivationStatistics = tuple[LayerStatistics, ...]
@@ -161,7 +159,6 @@ def _averages(sums: dict[str, torch.Tensor], prompts: int, tokens: int) -> Layer
         "attention_variance": variance["attention"],
         "neuron_mean": mean["neuron_sum"],
         "neuron_variance": variance["neuron"],
-        "similarity": sums["similarity"] / tokens,
         "angle": sums["angle"] / tokens,
     }
     return LayerStatistics(**{name: value.float().cpu() for name, value in fields.items()})
@@ -209,7 +206,7 @@ class _Sums:
             left = output[0] if isinstance(output, tuple) else output
             cosine = torch.cosine_similarity(inputs[0], left.to(inputs[0].device), -1).float().clamp(-1, 1)  # (B, T)
             cosine = cosine[self.attended.to(cosine.device)]
-            add_to(sums, similarity=cosine.sum(), angle=cosine.arccos().sum() / torch.pi)
+            add_to(sums, angle=cosine.arccos().sum() / torch.pi)
 
         return add
 

@@ -99,13 +99,13 @@ class Workbench:
     ) -> criteria.Evidence:
         """What criteria need to know of the dense model, or of the one without a plan's units, `needs` being fields of
         `Evidence`; collected at most once."""
-        return Observation(self.store, loaded, windows, _numerics(loaded), plan).evidence(needs, progress)
+        return Observation(self.store, loaded, windows, numerics(loaded), plan).evidence(needs, progress)
 
     def has_evidence(
         self, loaded: LoadedModel, windows: TokenWindows, needs: Collection[str] = ("activations",)
     ) -> bool:
         """Whether `evidence` will answer at once."""
-        return Observation(self.store, loaded, windows, _numerics(loaded)).has(needs)
+        return Observation(self.store, loaded, windows, numerics(loaded)).has(needs)
 
     def scores(
         self,
@@ -160,7 +160,7 @@ class Workbench:
         return self.has_evidence(loaded, windows, repair.METHODS[plan.repair.method].needs)
 
     def _fits_key(self, loaded: LoadedModel, plan: PruningPlan) -> Key:
-        return {"kind": "repair", "version": repair.VERSION, "plan": plan.digest, **_numerics(loaded)}
+        return {"kind": "repair", "version": repair.VERSION, "plan": plan.digest, **numerics(loaded)}
 
     def _repairing(self, loaded: LoadedModel, plan: PruningPlan, progress: Progress) -> LayerOf:
         """What makes the repaired layers of a plan."""
@@ -327,13 +327,13 @@ def _models_in_memory() -> int:
 
 def perplexity_setup(loaded: LoadedModel, windows: TokenWindows) -> Key:
     """Everything but model and plan that a perplexity depends on."""
-    return {"windows": windows.digest, **_numerics(loaded)}
+    return {"windows": windows.digest, **numerics(loaded)}
 
 
 def task_setup(loaded: LoadedModel, task: str, limit: int | None, data: Data) -> Key:
     """Everything but model and plan that a task's accuracy depends on."""
     harness = {"lm_eval": version("lm_eval"), "tokenizer": loaded.tokenizer_digest}
-    return {"task": task, "limit": limit, "data": data, **harness, **_numerics(loaded)}
+    return {"task": task, "limit": limit, "data": data, **harness, **numerics(loaded)}
 
 
 def _scores_key(loaded: LoadedModel, windows: TokenWindows, criterion: str, heads: str | None) -> Key:
@@ -344,11 +344,12 @@ def _scores_key(loaded: LoadedModel, windows: TokenWindows, criterion: str, head
         "versions": {"criteria": criteria.VERSION, **VERSIONS},
         "model": loaded.shape.fingerprint,
         "windows": windows.digest,
-        **_numerics(loaded),
+        **numerics(loaded),
     }
 
 
-def _numerics(loaded: LoadedModel) -> Key:
+def numerics(loaded: LoadedModel) -> Key:
+    """What every number that is kept depends on, besides the model's own."""
     return {
         "code": VERSION,
         "dtype": loaded.dtype,

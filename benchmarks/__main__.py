@@ -24,6 +24,7 @@ RESULTS, GPU = FOLDER / "results.json", FOLDER / "gpu-h100.json"
 PARTS = {
     "toggle": {"edits": 24, "windows": (1,)},
     "scoring": {"device": "cpu", "dtype": "float32", "repeats": 3},
+    "ablation": {"heads": 45, "windows": 2},
     "passes": {"windows": 16, "repeats": 3},
     "commonsense": {"questions": 50, "repeats": 2},
     "decode": {"batches": (1, 4), "prompts": (128,), "new_tokens": 32},

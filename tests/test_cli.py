@@ -21,6 +21,7 @@ from tiny import HEADS, LAYERS, NEURONS, tiny
 
 from amp_explore import cli
 from amp_explore.calibration import TokenWindows
+from amp_explore.costs import costs_of_plan
 from amp_explore.criteria import CRITERIA, Evidence, score
 from amp_explore.perplexity import perplexity
 from amp_explore.plan import REPAIRS, PruningPlan
@@ -212,6 +213,31 @@ def test_layers_worth_is_the_authors_unit(good):
     assert said == pytest.approx(shape.layers[0].prunable_parameters / shape.parameters)
 
 
+@pytest.mark.parametrize("option", ["--parameters {parameters}", "--megabytes {megabytes}", "--flops 0.25"])
+def test_how_much_stays(good, option):
+    shape = tiny("llama").shape
+    parameters = 0.75 * shape.parameters
+    good(f"{PLAN} {option.format(parameters=parameters, megabytes=parameters * 4 / 1e6)} --out plan.json")
+    left, dense = costs_of_plan(load_plan("plan.json")), costs_of_plan(PruningPlan.empty(shape))
+    if option.startswith("--flops"):
+        assert left.flops_per_token / dense.flops_per_token == pytest.approx(0.75, abs=0.02)
+    else:
+        assert abs(left.parameters - parameters) <= 4 * shape.layers[0].neuron_parameters
+
+
+def test_heads_may_go_with_their_whole_group(good):
+    good(f"{PLAN} --ratio 0.2 --whole-groups --out plan.json")
+    plan = load_plan("plan.json")
+    for number, layer in enumerate(plan.shape.layers):
+        groups = np.array(layer.kv_of_head)
+        assert all(len({*plan.heads[number][groups == group]}) == 1 for group in range(layer.kv_heads))
+
+
+def test_a_repair_on_too_little_text_says_so(run):
+    code, _, errors = run(f"{PLAN} --ratio 0.2 --windows 2 --repair least-squares --out plan.json")
+    assert code == 0 and "its Gram matrix is singular" in errors
+
+
 # measure
 
 
@@ -320,6 +346,9 @@ def bad_files(place):
         (f"{PLAN} --ratio -0.1 --out x", "ratio must be between 0 and 1, not -0.1"),
         (f"{PLAN} --ratio 0.99 --out x", "at most"),
         (f"{PLAN} --layers-worth -1 --out x", "must be between 0 and 1"),
+        (f"{PLAN} --parameters 1e12 --out x", "1,000,000,000,000 cannot be left"),
+        (f"{PLAN} --flops 0.99 --out x", "of the FLOPs can go"),
+        (f"{PLAN} --ratio 0.1 --whole-groups --multiple-of 8 --out x", "do not go together"),
         (f"{PLAN} --heads-ratio 1.5 --out x", "heads ratio must be between 0 and 1"),
         (f"{PLAN} --neurons-ratio 0.1,0.2 --out x", "2 neurons ratios for 4 layers"),
         (f"{PLAN} --ratio 0.2 --scores none.safetensors --out x", "none.safetensors: cannot be read as scores"),

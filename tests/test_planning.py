@@ -4,17 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny, tokens
 
-from amp_explore import planning, search
+from amp_explore import blocks, planning, search
 from amp_explore.allocation import allocate, allocate_globally, protecting_weights, rank
 from amp_explore.calibration import TokenWindows
-from amp_explore.costs import removed_layer_parameters, removed_parameters
+from amp_explore.costs import costs_of_plan, removed_layer_parameters, removed_parameters
 from amp_explore.criteria import Scores, scores_by_lot
 from amp_explore.errors import AmpExploreError
-from amp_explore.plan import Repair
+from amp_explore.models.families import decoder_layers
+from amp_explore.plan import PruningPlan, Repair
 from amp_explore.planning import ALLOCATIONS, Recipe, make_plan
 from amp_explore.progress import Cancelled
 from amp_explore.statistics import collect
@@ -145,6 +147,10 @@ def test_what_is_gone_goes_first():
         (Recipe(0.1, allocation="magic"), "'magic' is not known; use one of uniform"),
         (Recipe(0.1, criterion="magic"), "criterion 'magic' is not known"),
         (Recipe(0.1, allocation="global", multiple=8), "not for the allocation 'global'"),
+        (Recipe(0.1, allocation="search", whole_groups=True), "whole groups are not for the allocation 'search'"),
+        (Recipe(0.1, multiple=8, whole_groups=True), "do not go together"),
+        (Recipe(0.99, counted="flops"), "of the FLOPs can go"),
+        (Recipe(0.95, allocation="blocks"), "at most"),
         (Recipe(0.1, allocation="iterative", steps=0), "0 steps"),
         (Recipe(0.1, allocation="search", generations=0), "0 generations"),
         (Recipe(0.1, allocation="iterative", order="reversed"), "lowest scores first"),
@@ -155,6 +161,110 @@ def test_what_is_gone_goes_first():
 def test_recipes_that_do_not_work_are_refused(recipe, says, bench):
     with pytest.raises(AmpExploreError, match=says):
         make_plan(bench, tiny("llama"), WINDOWS, recipe)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "protect", "angular", "iterative"])
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_whole_groups_go_or_stay(allocation, family, bench):
+    loaded = tiny(family)
+    recipe = Recipe(0.2, allocation=allocation, whole_groups=True, steps=2)
+    if allocation not in planning.SHARING:
+        with pytest.raises(AmpExploreError, match="whole groups are not for"):
+            make_plan(bench, loaded, WINDOWS, recipe)
+        return
+    plan = make_plan(bench, loaded, WINDOWS, recipe)
+    for layer, heads, neurons in zip(loaded.shape.layers, plan.heads, plan.neurons, strict=True):
+        for group in range(layer.kv_heads):
+            assert len({*heads[np.array(layer.kv_of_head) == group]}) == 1
+        if layer.experts > 1:
+            assert all(len({*expert}) == 1 for expert in neurons.reshape(layer.experts, -1))
+    sizes = [layer.neuron_parameters * max(layer.neurons // layer.experts, 1) for layer in loaded.shape.layers]
+    groups = [
+        layer.heads // layer.kv_heads * layer.head_parameters + layer.kv_parameters for layer in loaded.shape.layers
+    ]
+    off = abs(removed_parameters(plan) - 0.2 * loaded.shape.parameters)
+    assert removed_parameters(plan) > 0 and off <= max(sizes) + max(groups)
+    assert plan.made_by["whole_groups"] is True
+
+
+def test_the_groups_that_go_first_have_the_lowest_mean_scores():
+    shape = tiny("llama").shape
+    scores, layer = scores_by_lot(shape, 2), shape.layers[0]
+    groups = np.array(layer.kv_of_head)
+    means = [scores.heads[0][groups == group].mean() for group in range(layer.kv_heads)]
+    size = layer.heads // layer.kv_heads
+    plan = rank(shape, scores, whole_groups=True).plan([size] * 4, [0] * 4)
+    assert set(groups[plan.heads[0]]) == {int(np.argmin(means))}
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "protect", "global", "search"])
+def test_a_ratio_may_count_flops(allocation, bench):
+    loaded = tiny("llama")
+    plan = make_plan(bench, loaded, WINDOWS, Recipe(0.2, allocation=allocation, counted="flops", generations=2))
+    dense = costs_of_plan(PruningPlan.empty(loaded.shape)).flops_per_token
+    assert costs_of_plan(plan).flops_per_token / dense == pytest.approx(0.8, abs=0.02)
+    assert plan.made_by["counted"] == "flops" and plan.made_by["ratio"] == 0.2
+
+
+# Whole blocks
+
+
+def test_influence_is_how_far_a_block_turns_the_hidden_state(bench):
+    """Beside a second way: the hidden states that transformers' own hooks see, of a model whose blocks add up."""
+    loaded = tiny("llama")
+    found = blocks.influences(loaded, WINDOWS)
+    for number, layer in enumerate(decoder_layers(loaded.model)):
+        seen = {}
+        hooks = [
+            layer.register_forward_hook(
+                lambda _, inputs, output, seen=seen: seen.update(before=inputs[0], after=output)
+            ),
+            layer.self_attn.register_forward_hook(lambda _, __, output, seen=seen: seen.update(added=output[0])),
+        ]
+        turns = []
+        with torch.inference_mode():
+            for ids in WINDOWS.ids:
+                loaded.model(ids[None])
+                between = seen["before"] + seen["added"]
+                pairs = ((seen["before"], between), (between, seen["after"]))
+                turns.append([(1 - torch.cosine_similarity(*pair, -1)).mean() for pair in pairs])
+        for hook in hooks:
+            hook.remove()
+        expected = torch.tensor(turns).mean(0)
+        assert torch.allclose(torch.stack([found[number].heads, found[number].neurons]).float(), expected, atol=1e-5)
+
+
+def test_blocks_of_the_least_influence_go_whole(bench):
+    loaded = tiny("llama")
+    shape, found = loaded.shape, blocks.influences(loaded, WINDOWS)
+    order = sorted(
+        (
+            (float(getattr(each, unit)), unit, number)
+            for number, each in enumerate(found)
+            for unit in ("heads", "neurons")
+        ),
+    )
+    plan = make_plan(bench, loaded, WINDOWS, Recipe(0.3, allocation="blocks"))
+    whole = [getattr(plan, unit)[number].all() for _, unit, number in order]
+    first = whole.index(False)
+    assert first > 0 and not any(whole[first:])
+    partly = [getattr(plan, unit)[number].any() for _, unit, number in order[first:]]
+    assert sum(partly) <= 1  # what was lacking
+    assert abs(removed_parameters(plan) - 0.3 * shape.parameters) <= shape.layers[0].neuron_parameters
+
+
+def test_measured_blocks_are_those_that_the_loss_misses_least(bench):
+    loaded = tiny("llama")
+    shape, empty = loaded.shape, PruningPlan.empty(loaded.shape)
+    attention = removed_parameters(empty.with_units("heads", 0, range(shape.layers[0].heads), True))
+    plan = make_plan(bench, loaded, WINDOWS, Recipe(attention / shape.parameters, allocation="blocks-measured"))
+    text = dataclasses.replace(WINDOWS, ids=WINDOWS.ids[: search.MORE])
+    losses = [
+        loss_of(bench, loaded, empty.with_units("heads", number, range(layer.heads), True), text)
+        for number, layer in enumerate(shape.layers)
+    ]
+    assert [mask.all() for mask in plan.heads] == [number == np.argmin(losses) for number in range(4)]
+    assert plan.removed_per_layer("neurons").sum() == 0
 
 
 # Search

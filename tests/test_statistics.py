@@ -30,7 +30,7 @@ def test_statistics_do_not_depend_on_how_prompts_are_batched():
     alone = [collect(loaded, TokenWindows((ids,), "one", False)) for ids in windows.ids]
     lengths = torch.tensor([float(len(ids)) for ids in windows.ids])
     weights = {"head_projection": torch.ones(11), "neuron_magnitude": torch.ones(11), "neuron_mean": lengths}
-    weights |= {"attention_mean": lengths, "angle": lengths, "similarity": lengths}
+    weights |= {"attention_mean": lengths, "angle": lengths}
     for name, weight in weights.items():
         for layer, got in enumerate(together):
             each = torch.stack([getattr(one[layer], name) for one in alone])

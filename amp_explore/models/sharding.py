@@ -21,6 +21,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from amp_explore.errors import AmpExploreError
+
 _RESERVED = 0.1  # of a device's memory that weights leave to activations
 
 
@@ -33,6 +35,12 @@ def device_of(module: nn.Module) -> torch.device:
 def is_spread(model: nn.Module) -> bool:
     """Whether a model's weights are spread over devices or offloaded."""
     return hasattr(model, "hf_device_map")
+
+
+def refuse_spread(model: nn.Module, what: str) -> None:
+    """Raise `AmpExploreError` where `what` needs the whole model on one device and it is not."""
+    if is_spread(model):
+        raise AmpExploreError(f"{what} needs the whole model on one device; this one is spread over several")
 
 
 def devices(model: nn.Module) -> str:
