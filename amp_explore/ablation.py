@@ -15,8 +15,8 @@ from safetensors.torch import save
 from amp_explore.calibration import TokenWindows
 from amp_explore.criteria import tensors_of
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import ModelShape
 from amp_explore.models.loading import LoadedModel
+from amp_explore.models.shapes import ModelShape
 from amp_explore.plan import PruningPlan, Unit
 from amp_explore.progress import Progress, no_progress
 from amp_explore.workbench import Workbench

@@ -19,7 +19,7 @@ import numpy as np
 from amp_explore.costs import costs_of_plan, removed_layer_parameters, removed_parameters
 from amp_explore.criteria import Scores
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import LayerShape, ModelShape
+from amp_explore.models.shapes import LayerShape, ModelShape
 from amp_explore.plan import PruningPlan, Unit
 from amp_explore.statistics import ActivationStatistics
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.progress import Cancelled
+from amp_explore.terminal import ProgressBar, on, table
 
 if TYPE_CHECKING:  # the engine takes seconds to import, which --help and a wrong option need not wait for
     from amp_explore.calibration import TokenWindows
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # the engine takes seconds to import, which --help and a wron
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATION_WINDOWS = 64  # of the bundled text, unless asked otherwise
+_EVALUATION = ("wiki", "c4", "code", "wikitext2")
 _RECIPE = ("criterion", "heads_criterion", "allocation", "order", "seed", "multiple", "whole_groups")
 _RECIPE += ("first", "last", "steps", "generations")
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        with _ProgressBar() as progress:
+        with ProgressBar() as progress:
             options.command(options, progress)
     except AmpExploreError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -139,9 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     _model_options(measure, dtype="auto")
     measure.add_argument("--plan", type=Path, metavar="FILE", help="measure this plan beside the dense model")
     measure.add_argument("--perplexity", action="store_true")
-    measure.add_argument(
-        "--data", choices=["wiki", "c4", "code", "wikitext2"], default="wiki", help="text for perplexity"
-    )
+    measure.add_argument("--data", choices=_EVALUATION, default="wiki", help="text for perplexity")
     measure.add_argument("--text", type=Path, metavar="FILE", help="own text for perplexity")
     measure.add_argument("--windows", type=int, metavar="N", help=f"default {EVALUATION_WINDOWS}; all of --text")
     _window_options(measure)
@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--allocations", type=_names, default=["uniform"], metavar="NAME,NAME")
     compare.add_argument("--repairs", type=_names, default=["none"], metavar="NAME,NAME", help="none, bias, ...")
     _calibration_options(compare)
-    compare.add_argument("--data", choices=["wiki", "c4", "code", "wikitext2"], default="wiki", help="for perplexity")
+    compare.add_argument("--data", choices=_EVALUATION, default="wiki", help="text for perplexity")
     compare.add_argument("--evaluation-text", type=Path, metavar="FILE", help="own text for perplexity")
     compare.add_argument("--evaluation-windows", type=int, default=EVALUATION_WINDOWS, metavar="N")
     compare.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table, CSV")
@@ -247,7 +247,7 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def _fetch(options: argparse.Namespace, progress: _ProgressBar) -> None:
+def _fetch(options: argparse.Namespace, progress: ProgressBar) -> None:
     from amp_explore import assets
     from amp_explore.models.loading import load
 
@@ -258,7 +258,7 @@ def _fetch(options: argparse.Namespace, progress: _ProgressBar) -> None:
     print(f"the demo model and the offline data are in {assets.cache_root()}")
 
 
-def _score(options: argparse.Namespace, progress: _ProgressBar) -> None:
+def _score(options: argparse.Namespace, progress: ProgressBar) -> None:
     from amp_explore.store import write_atomically
 
     bench, loaded = _open(options, progress)
@@ -267,10 +267,10 @@ def _score(options: argparse.Namespace, progress: _ProgressBar) -> None:
     described = {"criterion": options.criterion, **loaded.describe(), **windows.describe()}
     write_atomically(options.out, scores.to_safetensors(**{key: str(value) for key, value in described.items()}))
     progress.clear()
-    print(f"{options.out}: {options.criterion} scores of {loaded.name} on {_on(windows.describe())}")
+    print(f"{options.out}: {options.criterion} scores of {loaded.name} on {on(windows.describe())}")
 
 
-def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
+def _plan(options: argparse.Namespace, progress: ProgressBar) -> None:
     from amp_explore import allocation, costs
     from amp_explore.criteria import Scores
     from amp_explore.planning import TAKE_THEIR_TIME, Recipe, make_plan
@@ -330,7 +330,7 @@ def _plan(options: argparse.Namespace, progress: _ProgressBar) -> None:
         print(f"note: {said}", file=sys.stderr)
 
 
-def _measure(options: argparse.Namespace, progress: _ProgressBar) -> None:
+def _measure(options: argparse.Namespace, progress: ProgressBar) -> None:
     from amp_explore import commonsense
     from amp_explore.calibration import evaluation_windows
     from amp_explore.costs import costs_of_model
@@ -382,10 +382,10 @@ def _measure(options: argparse.Namespace, progress: _ProgressBar) -> None:
     progress.clear()
     if options.json:
         write_atomically(options.json, json.dumps(report, indent=1).encode())
-    print(_table(report))
+    print(table(report))
 
 
-def _ablate(options: argparse.Namespace, progress: _ProgressBar) -> None:
+def _ablate(options: argparse.Namespace, progress: ProgressBar) -> None:
     from amp_explore.ablation import ablate
     from amp_explore.store import write_atomically
 
@@ -395,10 +395,10 @@ def _ablate(options: argparse.Namespace, progress: _ProgressBar) -> None:
     described = {"dense_loss": found.dense_loss, **loaded.describe(), **windows.describe()}
     write_atomically(options.out, found.to_safetensors(**{key: str(value) for key, value in described.items()}))
     progress.clear()
-    print(f"{options.out}: {found.measured} ablations of {loaded.name} on {_on(windows.describe())}")
+    print(f"{options.out}: {found.measured} ablations of {loaded.name} on {on(windows.describe())}")
 
 
-def _compare(options: argparse.Namespace, progress: _ProgressBar) -> None:
+def _compare(options: argparse.Namespace, progress: ProgressBar) -> None:
     import pandas as pd
 
     from amp_explore import comparison
@@ -426,10 +426,10 @@ def _compare(options: argparse.Namespace, progress: _ProgressBar) -> None:
     write_atomically(options.out, table.to_csv(index=False).encode())
     progress.clear()
     print(table[["criterion", "allocation", "ratio", "repair", "removed", "perplexity"]].to_string(index=False))
-    print(f"{options.out}: perplexity on {_on(text.describe())}")
+    print(f"{options.out}: perplexity on {on(text.describe())}")
 
 
-def _list(options: argparse.Namespace, progress: _ProgressBar) -> None:
+def _list(options: argparse.Namespace, progress: ProgressBar) -> None:
     from amp_explore.criteria import CRITERIA
     from amp_explore.planning import ALLOCATIONS
 
@@ -438,7 +438,7 @@ def _list(options: argparse.Namespace, progress: _ProgressBar) -> None:
         print(f"{name}{covers}: {each.says}\n    {each.formula}\n    {each.source}")
 
 
-def _run(options: argparse.Namespace, progress: _ProgressBar) -> None:
+def _run(options: argparse.Namespace, progress: ProgressBar) -> None:
     from amp_explore.workbench import prepare_demo
 
     _quiet()
@@ -463,7 +463,7 @@ def _can_open_browser() -> bool:
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _open(options: argparse.Namespace, progress: _ProgressBar) -> tuple[Workbench, LoadedModel]:
+def _open(options: argparse.Namespace, progress: ProgressBar) -> tuple[Workbench, LoadedModel]:
     from amp_explore.workbench import Workbench
 
     _quiet()
@@ -507,86 +507,3 @@ def _plan_summary(plan: PruningPlan | None) -> dict[str, Any] | None:
         "repair": asdict(plan.repair) if plan.repair else None,
         "made_by": dict(plan.made_by),
     }
-
-
-def _on(windows: dict[str, Any]) -> str:
-    return f"{windows['data']}, {windows['windows']} windows of {windows['window']} tokens"
-
-
-def _table(report: dict[str, Any]) -> str:
-    """The report for people: one row per figure, pruned beside dense."""
-    rows = [("", "dense", "pruned")]
-    dense, pruned = report["dense"], report["pruned"] or {}
-
-    def row(name: str, text) -> None:
-        rows.append((name, text(dense), text(pruned) if pruned else ""))
-
-    row("parameters", lambda side: f"{side['parameters']:,}")
-    row("weight bytes", lambda side: f"{side['weight_bytes']:,}")
-    row("KV-cache bytes per token", lambda side: f"{side['kv_bytes_per_token']:,}")
-    row(f"FLOPs per token, context {dense['flops_context']}", lambda side: f"{side['flops_per_token']:,}")
-    if "perplexity" in dense:
-        row("perplexity", lambda side: f"{side['perplexity']['value']:.4f}")
-        rows.append((f"  {_on(dense['perplexity'])}", "", ""))
-    for task in dense.get("tasks", {}):
-        for metric in ("acc", "acc_norm"):
-            if dense["tasks"][task][metric] is not None:
-                row(
-                    f"{task} {metric} ({dense['tasks'][task]['n']} questions)",
-                    lambda side, t=task, m=metric: _accuracy(side["tasks"][t], m),
-                )
-    for figure in dense.get("speed", ()):
-        if figure.endswith("_tokens_per_s"):
-            phase = figure.removesuffix("_tokens_per_s").replace("_", " ")
-            row(f"{phase} tokens/s (median, quartiles)", lambda side, f=figure: _speed(side["speed"][f]))
-    if "speed" in dense:
-        rows.append((f"  {dense['speed']['setup']}", "", ""))
-    width = max(len(name) for name, *values in rows if any(values))
-    return "\n".join(f"{name:<{width}}  {a:>26}  {b:>26}".rstrip() for name, a, b in rows)
-
-
-def _accuracy(result: dict[str, Any], metric: str) -> str:
-    error = result[f"{metric}_stderr"]  # None for a single question
-    return f"{result[metric]:.4f}" + ("" if error is None else f" ± {error:.4f}")
-
-
-def _speed(figures: dict[str, float]) -> str:
-    return f"{figures['median']:.1f} ({figures['q1']:.1f} to {figures['q3']:.1f})"
-
-
-class _ProgressBar:
-    """Progress on standard error, where that is a terminal."""
-
-    def __init__(self) -> None:
-        self.side = ""
-        self._bar: Any = None
-        self._showing: tuple[str, int] | None = None
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
-
-    def __call__(self, done: int, total: int, note: str) -> None:
-        from tqdm import tqdm
-
-        label = f"{self.side} {note}".strip()
-        if self._showing != (label, total):
-            self.clear()
-            self._showing = (label, total)
-            scaled = total > 10**6  # bytes
-            self._bar = tqdm(
-                total=total,
-                desc=label,
-                disable=None,
-                leave=False,
-                unit="B" if scaled else "",
-                unit_scale=scaled,
-            )
-        self._bar.update(done - self._bar.n)
-
-    def clear(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = self._showing = None

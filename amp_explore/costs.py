@@ -11,15 +11,8 @@ from dataclasses import asdict, dataclass
 from transformers import PreTrainedModel
 
 from amp_explore.models import sharding
-from amp_explore.models.families import (
-    LayerShape,
-    cached_heads,
-    decoder_layers,
-    family_of,
-    kv_groups,
-    matmul_parameters,
-    sliding_window,
-)
+from amp_explore.models.families import cached_heads, decoder_layers, family_of, kv_groups, sliding_window
+from amp_explore.models.shapes import LayerShape, matmul_parameters
 from amp_explore.plan import PruningPlan
 from amp_explore.slicing import NoAttention
 

@@ -21,8 +21,9 @@ from safetensors.torch import save
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.gradients import LayerGradients
-from amp_explore.models.families import LayerParts, ModelShape, decoder_layers, layer_parts, weight_of
+from amp_explore.models.families import LayerParts, decoder_layers, layer_parts, weight_of
 from amp_explore.models.loading import LoadedModel
+from amp_explore.models.shapes import ModelShape
 from amp_explore.models.sharding import is_spread
 from amp_explore.statistics import ActivationStatistics, LayerGrams, LayerStatistics
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from amp_explore.errors import PlanError
-from amp_explore.models.families import ModelShape
+from amp_explore.models.shapes import ModelShape
 
 FORMAT, VERSION = "amp-explore/plan", 1
 MAX_FILE_BYTES = 10 * 2**20

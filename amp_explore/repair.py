@@ -28,8 +28,9 @@ from amp_explore.criteria import Evidence, Method
 from amp_explore.errors import AmpExploreError
 from amp_explore.layerwise import OneLayer, entering, even_batches
 from amp_explore.models.experts import DownProjection
-from amp_explore.models.families import ModelShape, decoder_layers, inputs_of, set_weight, share, weight_of
+from amp_explore.models.families import decoder_layers, inputs_of, set_weight, share, weight_of
 from amp_explore.models.loading import LoadedModel
+from amp_explore.models.shapes import ModelShape
 from amp_explore.models.sharding import refuse_spread
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Progress, no_progress

@@ -20,8 +20,9 @@ from torch import nn
 
 from amp_explore.calibration import TokenWindows
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import ModelShape, decoder_layers, head_slices, layer_parts, share
+from amp_explore.models.families import decoder_layers, head_slices, layer_parts, share
 from amp_explore.models.loading import LoadedModel
+from amp_explore.models.shapes import ModelShape
 from amp_explore.models.sharding import memory
 from amp_explore.progress import Progress, no_progress
 

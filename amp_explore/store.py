@@ -27,7 +27,7 @@ from filelock import FileLock
 from safetensors.torch import load, save
 
 from amp_explore.errors import PlanError
-from amp_explore.models.families import ModelShape
+from amp_explore.models.shapes import ModelShape
 from amp_explore.plan import PruningPlan
 from amp_explore.statistics import LayerStatistics
 

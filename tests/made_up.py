@@ -11,7 +11,7 @@ from tiny import as_published
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from amp_explore.models.families import LayerShape, ModelShape
+from amp_explore.models.shapes import LayerShape, ModelShape
 from amp_explore.plan import PruningPlan
 
 BOS = 1

@@ -9,7 +9,7 @@ from tiny import HIDDEN, NEURONS, as_published, tiny, tokens
 from amp_explore.allocation import allocate, rank
 from amp_explore.costs import costs_of_model, costs_of_plan, removed_parameters
 from amp_explore.criteria import scores_by_lot
-from amp_explore.models.families import matmul_parameters
+from amp_explore.models.shapes import matmul_parameters
 from amp_explore.plan import PruningPlan
 from amp_explore.slicing import mask, slice_model
 from amp_explore.statistics import collect

@@ -28,7 +28,8 @@ from amp_explore import assets
 from amp_explore.errors import ModelError
 from amp_explore.models import random_weights
 from amp_explore.models.experts import install_experts
-from amp_explore.models.families import Family, ModelShape, decoder_layers, family_of, refuse_variants, shape_of
+from amp_explore.models.families import Family, decoder_layers, family_of, refuse_variants
+from amp_explore.models.shapes import ModelShape, shape_of
 from amp_explore.models.sharding import device_of, devices, room
 from amp_explore.progress import Progress, no_progress
 
