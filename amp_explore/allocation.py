@@ -308,18 +308,28 @@ def ratio_that_leaves(shape: ModelShape, parameters: float) -> float:
 
 
 def ratio_for_flops(make: Callable[[float], PruningPlan], shape: ModelShape, share: float) -> float:
-    """The ratio of parameters at which the plan that `make` gives takes `share` of the FLOPs of a token away.
+    """The ratio of parameters at which the plan that `make` gives takes `share` of the FLOPs of a token away, within
+    one head of every layer.
 
-    Raises `AmpExploreError` where heads and neurons are not that much of them.
+    Raises `AmpExploreError` where what may go is not that much of them.
     """
-    dense = costs_of_plan(PruningPlan.empty(shape)).flops_per_token
-    reached = lambda plan: 1 - costs_of_plan(plan).flops_per_token / dense  # noqa: E731
-    low, high = 0.0, shape.prunable_parameters / shape.parameters
-    if _fraction(share, "share of FLOPs") > (most := reached(make(high))):
-        raise AmpExploreError(f"at most {most:.1%} of the FLOPs can go; ask for less than {share:.1%}")
+    _fraction(share, "share of FLOPs")
+    dense = costs_of_plan(make(0.0)).flops_per_token
+
+    def enough(ratio: float) -> bool:
+        return 1 - costs_of_plan(make(ratio)).flops_per_token / dense >= share
+
+    low, high, reachable = 0.0, shape.prunable_parameters / shape.parameters, False
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (low, middle) if reached(make(middle)) >= share else (middle, high)
+        try:
+            below = not enough(middle)
+            reachable |= not below
+        except AmpExploreError:  # more than may go
+            below = False
+        low, high = (middle, high) if below else (low, middle)
+    if not reachable:
+        raise AmpExploreError(f"less than {share:.1%} of the FLOPs are in heads and neurons that may go; ask for less")
     return high
 
 

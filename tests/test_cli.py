@@ -220,7 +220,7 @@ def test_how_much_stays(good, option):
     good(f"{PLAN} {option.format(parameters=parameters, megabytes=parameters * 4 / 1e6)} --out plan.json")
     left, dense = costs_of_plan(load_plan("plan.json")), costs_of_plan(PruningPlan.empty(shape))
     if option.startswith("--flops"):
-        assert left.flops_per_token / dense.flops_per_token == pytest.approx(0.75, abs=0.02)
+        assert 0.65 <= left.flops_per_token / dense.flops_per_token <= 0.75  # within one head a layer
     else:
         assert abs(left.parameters - parameters) <= 4 * shape.layers[0].neuron_parameters
 
@@ -347,7 +347,7 @@ def bad_files(place):
         (f"{PLAN} --ratio 0.99 --out x", "at most"),
         (f"{PLAN} --layers-worth -1 --out x", "must be between 0 and 1"),
         (f"{PLAN} --parameters 1e12 --out x", "1,000,000,000,000 cannot be left"),
-        (f"{PLAN} --flops 0.99 --out x", "of the FLOPs can go"),
+        (f"{PLAN} --flops 0.99 --out x", "of the FLOPs are in heads and neurons that may go"),
         (f"{PLAN} --ratio 0.1 --whole-groups --multiple-of 8 --out x", "do not go together"),
         (f"{PLAN} --heads-ratio 1.5 --out x", "heads ratio must be between 0 and 1"),
         (f"{PLAN} --neurons-ratio 0.1,0.2 --out x", "2 neurons ratios for 4 layers"),

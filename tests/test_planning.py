@@ -149,7 +149,7 @@ def test_what_is_gone_goes_first():
         (Recipe(0.1, allocation="global", multiple=8), "not for the allocation 'global'"),
         (Recipe(0.1, allocation="search", whole_groups=True), "whole groups are not for the allocation 'search'"),
         (Recipe(0.1, multiple=8, whole_groups=True), "do not go together"),
-        (Recipe(0.99, counted="flops"), "of the FLOPs can go"),
+        (Recipe(0.99, counted="flops"), "less than 99.0% of the FLOPs are in heads and neurons that may go"),
         (Recipe(0.95, allocation="blocks"), "at most"),
         (Recipe(0.1, allocation="iterative", steps=0), "0 steps"),
         (Recipe(0.1, allocation="search", generations=0), "0 generations"),
@@ -202,7 +202,9 @@ def test_a_ratio_may_count_flops(allocation, bench):
     loaded = tiny("llama")
     plan = make_plan(bench, loaded, WINDOWS, Recipe(0.2, allocation=allocation, counted="flops", generations=2))
     dense = costs_of_plan(PruningPlan.empty(loaded.shape)).flops_per_token
-    assert costs_of_plan(plan).flops_per_token / dense == pytest.approx(0.8, abs=0.02)
+    one_head = costs_of_plan(PruningPlan.empty(loaded.shape).with_box("heads", (0, 0, 3, 0), True)).flops_per_token
+    gone = 1 - costs_of_plan(plan).flops_per_token / dense
+    assert 0.2 - 0.01 <= gone <= 0.2 + (1 - one_head / dense)
     assert plan.made_by["counted"] == "flops" and plan.made_by["ratio"] == 0.2
 
 
@@ -256,15 +258,17 @@ def test_blocks_of_the_least_influence_go_whole(bench):
 def test_measured_blocks_are_those_that_the_loss_misses_least(bench):
     loaded = tiny("llama")
     shape, empty = loaded.shape, PruningPlan.empty(loaded.shape)
-    attention = removed_parameters(empty.with_units("heads", 0, range(shape.layers[0].heads), True))
-    plan = make_plan(bench, loaded, WINDOWS, Recipe(attention / shape.parameters, allocation="blocks-measured"))
-    text = dataclasses.replace(WINDOWS, ids=WINDOWS.ids[: search.MORE])
-    losses = [
-        loss_of(bench, loaded, empty.with_units("heads", number, range(layer.heads), True), text)
+    without = {
+        (unit, number): empty.with_units(unit, number, range(getattr(layer, unit)), True)
         for number, layer in enumerate(shape.layers)
-    ]
-    assert [mask.all() for mask in plan.heads] == [number == np.argmin(losses) for number in range(4)]
-    assert plan.removed_per_layer("neurons").sum() == 0
+        for unit in ("heads", "neurons")
+    }
+    most = max(map(removed_parameters, without.values()))  # room for any one of them, not for two
+    plan = make_plan(bench, loaded, WINDOWS, Recipe(most / shape.parameters, allocation="blocks-measured"))
+    text = dataclasses.replace(WINDOWS, ids=WINDOWS.ids[: search.MORE])
+    unit, number = min(without, key=lambda block: loss_of(bench, loaded, without[block], text))
+    gone = [(unit, number) for unit in ("heads", "neurons") for number in range(4) if getattr(plan, unit)[number].all()]
+    assert gone == [(unit, number)]
 
 
 # Search
