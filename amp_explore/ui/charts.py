@@ -56,16 +56,24 @@ def image_options(name: str, kind: str) -> dict[str, Any]:
 def heatmap(grid: np.ndarray, scale: Scale, *, x: str, hover: np.ndarray, height: int) -> go.Figure:
     """Layers down, units across; colours by `shade`, `hover` (layers, units) is the text of each cell."""
     shaded, low, high = shade(grid, scale)
+    return _cells(shaded, hover, x=x, height=height, colours="Viridis", ticks={0: low, 1: high})
+
+
+def _cells(
+    grid: np.ndarray, hover: np.ndarray, *, x: str, height: int, colours: str, ticks: Mapping[float, str]
+) -> go.Figure:
+    """One coloured cell per unit, layers down; NaN: the layer has no such unit. `ticks` names values of the scale, its
+    two ends among them. A click on a cell reports its layer as `customdata`."""
     figure = go.Figure(
         go.Heatmap(
-            z=shaded,
+            z=grid,
             hoverinfo="skip",
-            colorscale="Viridis",
-            zmin=0,
-            zmax=1,
+            colorscale=colours,
+            zmin=min(ticks),
+            zmax=max(ticks),
             xgap=1 if grid.shape[1] <= 64 else 0,
             ygap=1,
-            colorbar={"tickvals": [0, 1], "ticktext": [low, high], "thickness": 12},
+            colorbar={"tickvals": list(ticks), "ticktext": list(ticks.values()), "thickness": 12},
         )
     )
     # A heatmap does not report clicks; invisible points on its cells do, and so they carry the hover text too.
@@ -75,6 +83,7 @@ def heatmap(grid: np.ndarray, scale: Scale, *, x: str, hover: np.ndarray, height
         y=layers,
         mode="markers",
         marker={"opacity": 0, "size": 14},
+        customdata=layers,  # one number: Streamlit turns rows into something else
         text=hover[layers, units],
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
@@ -244,40 +253,15 @@ def score_against_damage(scores: Sequence[np.ndarray], damage: Sequence[np.ndarr
 
 def disagreement_map(one: Sequence[np.ndarray], other: Sequence[np.ndarray], title: str, truth: str) -> go.Figure:
     """Layer by head: how much higher `one` ranks a head (share of all heads) than `other` does."""
-    grid = as_grid(one) - as_grid(other)
-    layers, heads = np.nonzero(~np.isnan(grid))
-    figure = go.Figure(
-        go.Heatmap(
-            z=grid,
-            hoverinfo="skip",
-            colorscale="RdBu",
-            zmid=0,
-            zmin=-1,
-            zmax=1,
-            xgap=1,
-            ygap=1,
-            colorbar={"tickvals": [-1, 0, 1], "ticktext": ["too low", "agree", "too high"], "thickness": 12},
+    below, below_other = as_grid(one), as_grid(other)
+    hover = np.full(below.shape, "", object)
+    for layer, head in np.ndindex(below.shape):
+        hover[layer, head] = (
+            f"layer {layer} · head {head}<br>{title}: {below[layer, head]:.0%} of heads lie below<br>"
+            f"{truth}: {below_other[layer, head]:.0%}"
         )
-    )
-    figure.add_scatter(
-        x=heads,
-        y=layers,
-        mode="markers",
-        marker={"opacity": 0, "size": 14},
-        customdata=layers,
-        text=[
-            f"layer {layer} · head {head}<br>{title}: {as_grid(one)[layer, head]:.0%} of heads lie below<br>"
-            f"{truth}: {as_grid(other)[layer, head]:.0%}"
-            for layer, head in zip(layers, heads, strict=True)
-        ],
-        hovertemplate="%{text}<extra></extra>",
-        showlegend=False,
-    )
-    figure.update_xaxes(title="head", showgrid=False, zeroline=False, range=[-0.5, grid.shape[1] - 0.5])
-    figure.update_yaxes(title="layer", range=[len(grid) - 0.5, -0.5], showgrid=False, zeroline=False)
-    figure.update_layout(height=420, margin={"t": 20, "b": 50, "l": 50, "r": 10})
-    figure.update_layout(hovermode="closest", hoverdistance=-1)
-    return figure
+    ticks = {-1: "too low", 0: "agree", 1: "too high"}
+    return _cells(below - below_other, hover, x="head", height=_height(len(below)), colours="RdBu", ticks=ticks)
 
 
 def agreement_matrix(values: np.ndarray, names: Sequence[str], title: str) -> go.Figure:
