@@ -1,6 +1,5 @@
 """Prune: decide by ratio, by curve or by hand what goes, and see at once what that does."""
 
-from dataclasses import replace
 from functools import partial
 
 import streamlit as st
@@ -9,12 +8,13 @@ from amp_explore.allocation import allocate_by_unit, random_like, rank, ratio_of
 from amp_explore.costs import removed_parameters
 from amp_explore.criteria import CRITERIA
 from amp_explore.errors import AmpExploreError
-from amp_explore.planning import ALLOCATIONS, TAKE_THEIR_TIME, Recipe, make_plan
+from amp_explore.planning import ALLOCATIONS, SHARING, TAKE_THEIR_TIME, Recipe, make_plan
 from amp_explore.repair import METHODS
 from amp_explore.ui import editors
 from amp_explore.ui.live import live_panel
 from amp_explore.ui.session import repair_of, windows_of, workbench
 from amp_explore.ui.shell import latest_job, open_page, scores_or_wait, scoring_options, show_failure, start, wait_for
+from amp_explore.ui.text import all_explained, explained, option, repair_option
 
 state = open_page("Prune")
 shape = state.loaded.shape
@@ -39,13 +39,12 @@ def budget_options() -> None:
     allocation = left.selectbox(
         "Budget across layers",
         list(ALLOCATIONS),
-        format_func=lambda name: ALLOCATIONS[name].title,
+        format_func=lambda name: option(ALLOCATIONS[name]),
         key="allocation",
         persist_state="session",
         on_change=keep_size,
-        help="\n\n".join(f"**{a.title}** {a.says} {a.formula} ({a.source})" for a in ALLOCATIONS.values()),
+        help=all_explained(ALLOCATIONS.values()),
     )
-    chosen = ALLOCATIONS[allocation]
     if allocation in ("protect", "search"):
         low, high = middle.columns(2)
         most, kept = len(shape.layers) - 1, {"persist_state": "session", "on_change": keep_size}
@@ -55,7 +54,7 @@ def budget_options() -> None:
             middle.number_input("Generations", 1, 1000, 30, key="generations", persist_state="session")
     elif allocation == "iterative":
         middle.number_input("Steps", 1, 20, 5, key="steps", persist_state="session", on_change=keep_size)
-    elif allocation != "global":
+    if allocation in SHARING:
         middle.segmented_control(
             "Neurons stay in multiples of",
             [1, 8, 16, 64, 128],
@@ -70,14 +69,14 @@ def budget_options() -> None:
     right.selectbox(
         "Repair",
         ["none", *METHODS],
-        format_func=lambda name: METHODS[name].title if name in METHODS else "None",
+        format_func=repair_option,
         key="repair",
         on_change=repair_moved,
-        help="\n\n".join(f"**{m.title}** {m.says} {m.formula} ({m.source})" for m in METHODS.values()),
+        help=all_explained(METHODS.values()),
     )
-    st.caption(f"**{chosen.title}** {chosen.says} {chosen.formula} · {chosen.source}")
+    st.caption(explained(ALLOCATIONS[allocation]))
     if method := METHODS.get(st.session_state.repair):
-        st.caption(f"**{method.title}** {method.says} {method.formula} · {method.source}")
+        st.caption(explained(method))
 
 
 with st.expander("Criterion, calibration, budget and repair", icon=":material/tune:"):
@@ -90,11 +89,11 @@ if scores is None:
 
 def plan_by_ratio(ratio: float, order: str, seed: int = 0) -> None:
     """Put the plan of this size, by the criterion and the budget that are chosen, in place of the plan."""
-    names = ("allocation", "first", "last", "steps", "generations", "multiple")
+    names = ["allocation", "first", "last", "steps", "generations"]
+    if st.session_state.allocation in SHARING:
+        names.append("multiple")
     chosen = {name: st.session_state[name] for name in names if name in st.session_state}
     recipe = Recipe(ratio, scoring.criterion, scoring.heads, order=order, seed=seed, **chosen)
-    if recipe.allocation in ("global", *TAKE_THEIR_TIME):
-        recipe = replace(recipe, multiple=1)
     bench, loaded, windows = workbench(), state.loaded, windows_of(state.loaded, scoring.calibration)
     kept = {"repair": state.plan.repair, "locked": state.locked_layers, "current": state.plan.repaired(None)}
     make = partial(make_plan, bench, loaded, windows, recipe, **kept)

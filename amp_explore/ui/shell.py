@@ -35,7 +35,7 @@ from amp_explore.ui.session import (
     windows_of,
     workbench,
 )
-from amp_explore.ui.text import compact, signed_percent
+from amp_explore.ui.text import all_explained, compact, explained, option, signed_percent
 
 PAGES = (
     ("app.py", "Overview", ":material/home:"),
@@ -206,7 +206,9 @@ def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None
     left, right = container.columns([1, 2])
 
     def named(name: str) -> str:
-        return CRITERIA[name].title + (" (not for this model)" if unavailable(name, loaded) else "")
+        if unavailable(name, loaded):
+            return f"{CRITERIA[name].title} (not for this model)"
+        return option(CRITERIA[name]) + ("" if CRITERIA[name].heads else " (neurons alone)")
 
     criterion = left.selectbox(
         "Criterion",
@@ -215,7 +217,7 @@ def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None
         key="criterion",
         persist_state="session",
         on_change=on_change,
-        help="\n\n".join(f"**{c.title}** {c.says} {c.formula} ({c.source})" for c in CRITERIA.values()),
+        help=all_explained(CRITERIA.values()),
     )
     heads = None
     if CRITERIA[criterion].heads is None:
@@ -230,9 +232,19 @@ def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None
         )
     scoring = Scoring(calibration_options(right), criterion, heads)
     for name in dict.fromkeys((criterion, scoring.heads_by)):
-        chosen = CRITERIA[name]
-        container.caption(f"**{chosen.title}** {chosen.says} {chosen.formula} · {chosen.source} · higher matters more")
+        container.caption(f"{explained(CRITERIA[name])} · higher matters more")
+    if refused := not_for(loaded):
+        container.caption(f":gray[{refused}]")
     return scoring
+
+
+def not_for(loaded: LoadedModel) -> str:
+    """The criteria that cannot score this model, and why; empty where all can."""
+    refused: dict[str, list[str]] = {}
+    for name, criterion in CRITERIA.items():
+        if reason := unavailable(name, loaded):
+            refused.setdefault(reason, []).append(criterion.title)
+    return "  \n".join(f"Not for this model: {'; '.join(titles)} ({reason})." for reason, titles in refused.items())
 
 
 def calibration_options(container) -> Calibration:

@@ -1,6 +1,14 @@
-"""Numbers as people read them. The space before a unit does not break."""
+"""Numbers and methods as people read them. The space before a unit does not break."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amp_explore.criteria import Criterion, Method
+from amp_explore.repair import METHODS
+
+EVIDENCE = {"activations": "activations", "grams": "Gram matrices", "gradients": "gradients"}
+"""What the fields of `Evidence` are called."""
 
 
 def compact(value: float) -> str:
@@ -23,3 +31,27 @@ def signed_percent(value: float, reference: float) -> str:
     """A change: '−12.3 %'."""
     change = 100 * (value / reference - 1) if reference else 0.0
     return f"{change:+.1f}\N{NO-BREAK SPACE}%".replace("-", "−") if abs(change) >= 0.05 else "±0\N{NO-BREAK SPACE}%"
+
+
+def explained(method: Criterion | Method) -> str:
+    """What a criterion, a budget or a repair does, its formula and its source."""
+    return f"**{method.title}** {method.says} {method.formula} · {method.source}"
+
+
+def all_explained(methods: Iterable[Criterion | Method]) -> str:
+    """The same for each of them, as the help of the picker that offers them."""
+    return "\n\n".join(map(explained, methods))
+
+
+def option(method: Criterion | Method) -> str:
+    """A method in a picker: its title, and what it needs besides activations.
+
+    Depends on nothing else: a picker whose words change forgets what was picked.
+    """
+    needed = [name for kind, name in EVIDENCE.items() if kind in method.needs and kind != "activations"]
+    return method.title + (f" (needs {' and '.join(needed)})" if needed else "")
+
+
+def repair_option(name: str) -> str:
+    """A repair in a picker, where "none" is one too."""
+    return option(METHODS[name]) if name in METHODS else "None"
