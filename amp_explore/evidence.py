@@ -54,6 +54,11 @@ class Observation:
         small = (self._store.find_statistics(self._named(kind), kinds[kind]) for kind in kinds if kind in needs)
         return all(found is not None for found in small) and ("grams" not in needs or self._has_grams())
 
+    def kinds(self) -> set[str]:
+        """The fields of `Evidence` that are kept, by name; answers quickly, for it does not look for damage."""
+        kept = {kind for kind in ("activations", "gradients") if self._store.has_statistics(self._named(kind))}
+        return kept | ({"grams"} if self._has_grams() else set())
+
     def grams(self, layer: int) -> statistics.LayerGrams:
         """One layer's Gram matrices, which must have been collected."""
         find = lambda: self._store.find_statistics(self._named("grams", layer), statistics.LayerGrams)  # noqa: E731

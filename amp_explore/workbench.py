@@ -107,6 +107,10 @@ class Workbench:
         """Whether `evidence` will answer at once."""
         return Observation(self.store, loaded, windows, numerics(loaded)).has(needs)
 
+    def kinds_of_evidence(self, loaded: LoadedModel, windows: TokenWindows) -> set[str]:
+        """The fields of `Evidence` that were collected, by name."""
+        return Observation(self.store, loaded, windows, _numerics(loaded)).kinds()
+
     def scores(
         self,
         loaded: LoadedModel,

@@ -1,5 +1,7 @@
 """Evaluate: commonsense accuracy and perplexity of the plan, beside the dense model."""
 
+import shlex
+
 import pandas as pd
 import streamlit as st
 
@@ -118,6 +120,22 @@ def _task_row(task: str, metric: str, dense: dict, pruned: dict | None) -> dict:
     }
 
 
+def command(state: Session) -> str:
+    """What measures the same from the command line."""
+    chosen = st.session_state
+    words = ["python", "-m", "amp_explore", "measure", "--model", state.source, "--plan", "plan.json"]
+    words += ["--dtype", state.loaded.dtype, "--perplexity", "--windows", str(chosen.evaluate_windows)]
+    if chosen.evaluate_text == "own":
+        words += ["--text", "text.txt"]
+    elif chosen.evaluate_text != "wiki":
+        words += ["--data", chosen.evaluate_text]
+    if chosen.tasks:
+        words += ["--tasks", "all" if len(chosen.tasks) == len(TASKS) else ",".join(chosen.tasks)]
+        words += ["--limit", str(chosen.limit)] if chosen.limit else []
+        words += ["--hub"] if chosen.questions == "hub" else []
+    return shlex.join(words)
+
+
 state = open_page("Evaluate")
 if state.plan.is_empty:
     st.info(
@@ -128,9 +146,4 @@ perplexity(state)
 commonsense(state)
 st.subheader("The same from the command line")
 st.caption("Download the plan from the sidebar; the same numbers come out.")
-st.code(
-    f"python -m amp_explore measure --model {state.source} --plan plan.json --dtype {state.loaded.dtype} "
-    f"--perplexity --windows {st.session_state.evaluate_windows} "
-    f"--tasks all --limit {st.session_state.limit or 100}",
-    language="bash",
-)
+st.code(command(state), language="bash", wrap_lines=True)

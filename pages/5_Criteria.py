@@ -20,15 +20,17 @@ from amp_explore.ui.charts import (
     quality_curves,
     score_against_damage,
 )
-from amp_explore.ui.session import Scoring, evaluation, repair_of, scores_of, windows_of, workbench
+from amp_explore.ui.session import evaluation, repair_of, windows_of, workbench
 from amp_explore.ui.shell import (
     calibration_options,
     latest_job,
+    not_for,
     open_page,
     show_failure,
     start,
     wait_for,
 )
+from amp_explore.ui.text import EVIDENCE, option, repair_option
 
 state = open_page("Criteria")
 bench, loaded, shape = workbench(), state.loaded, state.loaded.shape
@@ -50,43 +52,63 @@ PASSES = {
 }
 
 
+@st.cache_resource(max_entries=4, show_spinner=False)
+def scored(topic: str) -> dict[str, Scores]:
+    """The scores that this server has made on one text so far; jobs add to them."""
+    return {}
+
+
 def collected() -> dict[str, Scores]:
-    """The scores of every criterion that are there at once; what the others lack can be collected."""
-    there, missing = {}, {}
-    for name, each in CRITERIA.items():
-        if reason := criteria.unavailable(name, loaded):
-            missing[name] = reason
-        elif bench.has_scores(loaded, windows, name):
-            there[name] = scores_of(loaded, Scoring(calibration, name))
-        else:
-            missing[name] = f"needs {' and '.join(sorted(each.needs)) or 'some seconds'}"
+    """The scores of all criteria, as far as they are there.
+
+    What takes but seconds is scored without being asked, in a job all the same.
+    """
+    if refused := not_for(loaded):
+        st.caption(f":gray[{refused}]")
+    topic = f"scores:{state.fingerprint}:{loaded.dtype}:{windows.digest}"
+    there, job = scored(topic), latest_job(topic)
+    missing = [name for name in CRITERIA if name not in there and not criteria.unavailable(name, loaded)]
     if not missing:
         return there
-    topic = f"evidence:{state.fingerprint}:{loaded.dtype}:{windows.digest}"
-    job = latest_job(topic)
+    known = bench.kinds_of_evidence(loaded, windows)
+    lacks = {name: [kind for kind in PASSES if kind in CRITERIA[name].needs - known] for name in missing}
+    if job is None or job.state == "done":
+        quick = [name for name in missing if not lacks[name] and is_quick(name)]
+        if quick:
+            job = start("Scores", topic, lambda job: score_all(there, quick, set(), job), urgent=True)
     running = job is not None and job.active
-    lacking = [kind for kind in PASSES if not bench.has_evidence(loaded, windows, {kind})]
     with st.container(horizontal=True, vertical_alignment="center"):
-        wanted = {kind for kind in lacking if st.checkbox(PASSES[kind], kind == "activations", key=f"collect_{kind}")}
-        if st.button("Collect and score", type="primary", disabled=running):
-            known = {kind for kind in PASSES if kind not in lacking} | wanted
-            names = [name for name in missing if CRITERIA[name].needs <= known]
-            job = start("Scores", topic, lambda job: _score_all(names, wanted, job))
+        wanted = {
+            kind
+            for kind, says in PASSES.items()
+            if kind not in known and st.checkbox(says, kind == "activations", key=f"collect_{kind}")
+        }
+        names = [name for name in missing if wanted.issuperset(lacks[name])]
+        if st.button("Collect and score", type="primary", disabled=running or not names):
+            job = start("Scores", topic, lambda job: score_all(there, names, wanted, job))
             running = job is not None
     if running:
         wait_for(job)
     show_failure(topic)
-    listed = " · ".join(f"{CRITERIA[name].title} ({reason})" for name, reason in missing.items())
-    st.caption(f":gray[Not shown yet: {listed}]")
-    return there
+    reasons = {name: f"needs {' and '.join(EVIDENCE[kind] for kind in lacks[name])}" for name in missing if lacks[name]}
+    reasons |= {name: "takes longer" for name in missing if not lacks[name] and CRITERIA[name].slow}
+    if reasons:
+        listed = " · ".join(f"{CRITERIA[name].title} ({reason})" for name, reason in reasons.items())
+        st.caption(f":gray[Not shown yet: {listed}]")
+    return dict(there)
 
 
-def _score_all(names: list[str], wanted: set[str], job: Job) -> None:
+def is_quick(name: str) -> bool:
+    """Whether a criterion, all that it needs being there, scores within seconds."""
+    return not CRITERIA[name].slow or bench.has_scores(loaded, windows, name)
+
+
+def score_all(there: dict[str, Scores], names: list[str], wanted: set[str], job: Job) -> None:
+    """Collect what is wanted, and add the scores by these criteria to what is there."""
     bench.evidence(loaded, windows, wanted, progress=job)
     for number, name in enumerate(names):
         job(number, len(names), CRITERIA[name].title)
-        if CRITERIA[name].slow:
-            bench.scores(loaded, windows, name)
+        there[name] = bench.scores(loaded, windows, name)
 
 
 def truth() -> AblationMap | None:
@@ -240,7 +262,7 @@ def sweep(there: dict[str, Scores]) -> None:
         list(ALLOCATIONS),
         ["uniform"],
         key="sweep_allocations",
-        format_func=lambda name: ALLOCATIONS[name].title,
+        format_func=lambda name: option(ALLOCATIONS[name]),
         persist_state="session",
     )
     methods = fourth.multiselect(
@@ -248,7 +270,7 @@ def sweep(there: dict[str, Scores]) -> None:
         ["none", *METHODS],
         ["none"],
         key="sweep_repairs",
-        format_func=lambda name: METHODS[name].title if name in METHODS else "None",
+        format_func=repair_option,
         persist_state="session",
     )
     count = st.select_slider("Windows for perplexity", [1, 4, 16, 64], 4, key="sweep_windows", persist_state="session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import threading
 import time
 from pathlib import Path
 
@@ -13,12 +15,13 @@ from streamlit.testing.v1 import AppTest
 from tiny import HEADS, LAYERS, NEURONS, random_plan, tiny
 from transformers import BloomConfig, BloomForCausalLM
 
+from amp_explore import criteria
 from amp_explore.calibration import calibration_windows
 from amp_explore.criteria import CRITERIA
 from amp_explore.models.loading import load
 from amp_explore.models.random_weights import SHAPES
 from amp_explore.plan import PruningPlan, Repair
-from amp_explore.planning import ALLOCATIONS
+from amp_explore.planning import ALLOCATIONS, IN_MULTIPLES
 from amp_explore.repair import METHODS
 from amp_explore.ui import session, shell
 
@@ -286,6 +289,17 @@ def test_new_tokens_that_leave_no_room_for_a_prompt_are_refused_in_words(visit):
     assert next(button for button in app.button if button.label == "Measure").disabled
 
 
+def test_the_command_on_evaluate_measures_what_is_chosen_there(visit, tiny_model):
+    app = visit("pages/3_Evaluate.py")
+    choose(app, "Text", "c4")
+    next(box for box in app.multiselect if box.label == "Tasks").set_value(["piqa", "arc_easy"])
+    next(field for field in app.number_input if field.label.startswith("Questions")).set_value(0)
+    settle(app)
+    words = shlex.split(app.code[0].value)
+    assert words[:6] == ["python", "-m", "amp_explore", "measure", "--model", str(tiny_model)]
+    assert words[-4:] == ["--data", "c4", "--tasks", "piqa,arc_easy"] and "--limit" not in words
+
+
 # Criteria, budgets and repairs
 
 
@@ -312,6 +326,36 @@ def test_another_criterion_or_budget_keeps_the_plans_size(visit):
             choose(app, label, value)
             assert errors(app) == "" and left(app) == pytest.approx(20, abs=3), value
             assert app.query_params["plan"] != before, value
+
+
+def test_multiples_count_for_the_budgets_that_take_them_and_for_no_other(visit, shape):
+    app = visit()
+    app.session_state["multiple"] = 8
+    settle(app)
+    press(app, "AMP 20 %")
+    for allocation in ("protect", "global", "uniform", "iterative", "angular"):
+        choose(app, "Budget across layers", allocation)
+        assert errors(app) == "", allocation
+        if allocation in IN_MULTIPLES:
+            plan = PruningPlan.from_token("".join(app.query_params["plan"]), shape)
+            assert not ((NEURONS - plan.removed_per_layer("neurons")) % 8).any(), allocation
+
+
+def test_a_criterion_that_cannot_score_the_model_is_marked_and_the_reason_told(visit, monkeypatch):
+    def unavailable(name, loaded):
+        return "the reason" if "gradients" in CRITERIA[name].needs else None
+
+    monkeypatch.setattr(shell, "unavailable", unavailable)
+    monkeypatch.setattr(criteria, "unavailable", unavailable)
+    app = visit("pages/1_Importance.py")
+    choose(app, "Criterion", "taylor")
+    picker = next(box for box in app.selectbox if box.label == "Criterion")
+    assert "Taylor, first order (not for this model)" in picker.options and "AMP" in picker.options
+    assert any("Taylor, first order" in caption.value and "the reason" in caption.value for caption in app.caption)
+    assert any("the reason" in info.value for info in app.info)
+    app = visit("pages/5_Criteria.py")
+    assert any("Taylor, first order" in caption.value and "the reason" in caption.value for caption in app.caption)
+    assert errors(app) == ""
 
 
 def test_every_criterion_scores_the_model_on_importance(visit):
@@ -350,11 +394,30 @@ def test_a_link_brings_the_repair_back(visit, tiny_model):
     assert errors(app) == "" and next(box for box in app.selectbox if box.label == "Repair").value == "bias"
 
 
+def test_criteria_draws_at_once_and_scores_in_the_background(visit):
+    app = visit("pages/5_Criteria.py")
+    go_on = threading.Event()
+    blocking = session.runner().submit("Blocking", lambda job: go_on.wait(60), exclusive=True)
+    try:
+        next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(8)
+        app.run()
+        assert "Cancel" in [button.label for button in app.button]
+        assert "The measured truth" in [each.value for each in app.subheader]
+        assert "Criteria against each other" not in [each.value for each in app.subheader]
+    finally:
+        go_on.set()
+    assert blocking.finished.wait(10)
+    settle(app)
+    assert "Criteria against each other" in [each.value for each in app.subheader]
+    assert any("AMP (needs activations)" in caption.value for caption in app.caption)
+
+
 def test_the_measured_truth_and_every_criterion_stand_side_by_side(visit):
     app = visit("pages/5_Criteria.py")
     if any(button.label == "Collect and score" for button in app.button):
         for box in app.checkbox:
             box.set_value(True)
+        settle(app)
         press(app, "Collect and score")
     assert not any("Not shown yet" in caption.value for caption in app.caption)
     press(app, "Measure every head")
