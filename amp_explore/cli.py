@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--ratio", type=float, metavar="R", help="share of all the model's parameters")
     size.add_argument("--flops", type=float, metavar="R", help="share of the FLOPs of a token")
     size.add_argument("--parameters", type=float, metavar="N", help="so many parameters stay, e.g. 100e6")
-    size.add_argument("--megabytes", type=float, metavar="M", help="so many MB of weights stay, in --dtype")
+    size.add_argument("--megabytes", type=float, metavar="M", help="so many MiB of weights stay, in --dtype")
     size.add_argument(
         "--layers-worth",
         type=float,
@@ -309,7 +309,7 @@ def _plan(options: argparse.Namespace, progress: ProgressBar) -> None:
         shape, size = loaded.shape, getattr(options, asked[0])
         ratio = {
             "parameters": lambda: allocation.ratio_that_leaves(shape, size),
-            "megabytes": lambda: allocation.ratio_that_leaves(shape, size * 1e6 / shape.bytes_per_parameter),
+            "megabytes": lambda: allocation.ratio_that_leaves(shape, size * 2**20 / shape.bytes_per_parameter),
             "layers_worth": lambda: allocation.ratio_of_layers(shape, size),
         }.get(asked[0], lambda: size)()
         counted = "flops" if asked == ["flops"] else "parameters"

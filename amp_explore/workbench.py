@@ -109,7 +109,7 @@ class Workbench:
 
     def kinds_of_evidence(self, loaded: LoadedModel, windows: TokenWindows) -> set[str]:
         """The fields of `Evidence` that were collected, by name."""
-        return Observation(self.store, loaded, windows, _numerics(loaded)).kinds()
+        return Observation(self.store, loaded, windows, numerics(loaded)).kinds()
 
     def scores(
         self,

@@ -1,11 +1,12 @@
 """Prune: decide by ratio, by curve or by hand what goes, and see at once what that does."""
 
+import math
 from functools import partial
 
 import streamlit as st
 
-from amp_explore.allocation import allocate_by_unit, random_like, rank, ratio_of_layers
-from amp_explore.costs import removed_parameters
+from amp_explore.allocation import allocate_by_unit, random_like, rank, ratio_of_layers, ratio_that_leaves
+from amp_explore.costs import costs_of_plan, removed_parameters
 from amp_explore.criteria import CRITERIA
 from amp_explore.errors import AmpExploreError
 from amp_explore.planning import ALLOCATIONS, SHARING, TAKE_THEIR_TIME, Recipe, make_plan
@@ -19,6 +20,10 @@ from amp_explore.ui.text import all_explained, explained, option, repair_option
 state = open_page("Prune")
 shape = state.loaded.shape
 MOST = int(1000 * shape.prunable_parameters / shape.parameters) / 10  # percent of all parameters that can go
+ALL = (0, 0, len(shape.layers) - 1, max((*shape.heads, *shape.neurons)))
+BARE = costs_of_plan(state.dense.with_box("heads", ALL, True).with_box("neurons", ALL, True))
+MOST_FLOPS = int(1000 * (1 - BARE.flops_per_token / costs_of_plan(state.dense).flops_per_token)) / 10
+LEAST, DENSE = (math.ceil(costs.weight_bytes / 2**20) for costs in (BARE, costs_of_plan(state.dense)))  # MiB
 
 
 def keep_size() -> None:
@@ -64,6 +69,15 @@ def budget_options() -> None:
             help="A GPU multiplies odd widths up to four times slower. Counts for plans by parameters or layers.",
             persist_state="session",
             on_change=keep_size,
+            disabled=st.session_state.get("whole_groups", False),
+        )
+        middle.toggle(
+            "Whole KV groups and experts only",
+            key="whole_groups",
+            help="Heads go with all that read the same KV head, neurons of a mixture with their whole expert.",
+            persist_state="session",
+            on_change=keep_size,
+            disabled=st.session_state.get("multiple", 1) > 1,
         )
     st.session_state.repair = state.plan.repair.method if state.plan.repair else "none"
     right.selectbox(
@@ -87,13 +101,13 @@ if scores is None:
     st.stop()
 
 
-def plan_by_ratio(ratio: float, order: str, seed: int = 0) -> None:
+def plan_by_ratio(ratio: float, order: str, seed: int = 0, counted: str = "parameters") -> None:
     """Put the plan of this size, by the criterion and the budget that are chosen, in place of the plan."""
     names = ["allocation", "first", "last", "steps", "generations"]
     if st.session_state.allocation in SHARING:
-        names.append("multiple")
+        names += ["multiple", "whole_groups"]
     chosen = {name: st.session_state[name] for name in names if name in st.session_state}
-    recipe = Recipe(ratio, scoring.criterion, scoring.heads, order=order, seed=seed, **chosen)
+    recipe = Recipe(ratio, scoring.criterion, scoring.heads, order=order, seed=seed, counted=counted, **chosen)
     bench, loaded, windows = workbench(), state.loaded, windows_of(state.loaded, scoring.calibration)
     kept = {"repair": state.plan.repair, "locked": state.locked_layers, "current": state.plan.repaired(None)}
     make = partial(make_plan, bench, loaded, windows, recipe, **kept)
@@ -136,6 +150,10 @@ def master_moved() -> None:
     moved, order = st.session_state, st.session_state.order
     if moved.size == "parameters":
         plan_by_ratio(moved.ratio / 100, order)
+    elif moved.size == "FLOPs":
+        plan_by_ratio(moved.flops / 100, order, counted="flops")
+    elif moved.size == "megabytes":
+        plan_by_ratio(ratio_that_leaves(shape, moved.mebibytes * 2**20 / shape.bytes_per_parameter), order)
     elif moved.size == "whole layers":
         plan_by_ratio(ratio_of_layers(shape, moved.layers_worth), order)
     else:
@@ -147,6 +165,8 @@ def order_moved() -> None:
     now = st.session_state
     shares = {
         "parameters": [now.get("ratio")],
+        "FLOPs": [now.get("flops")],
+        "megabytes": [now.get("mebibytes", DENSE) < DENSE],
         "whole layers": [now.get("layers_worth")],
         "heads and neurons": [now.get("heads_share"), now.get("neurons_share")],
     }
@@ -169,11 +189,18 @@ def master() -> None:
     slider = st.container()
     kept = {"persist_state": "session", "on_change": master_moved}
     size.selectbox(
-        "Remove by", ["parameters", "whole layers", "heads and neurons"], key="size", persist_state="session"
+        "Remove by",
+        ["parameters", "FLOPs", "megabytes", "whole layers", "heads and neurons"],
+        key="size",
+        persist_state="session",
     )
     with slider:
         if st.session_state.size == "parameters":
             st.slider("Share of all parameters", 0.0, MOST, step=0.5, format="%.1f %%", key="ratio", **kept)
+        elif st.session_state.size == "FLOPs":
+            st.slider("Share of the FLOPs of a token", 0.0, MOST_FLOPS, step=0.5, format="%.1f %%", key="flops", **kept)
+        elif st.session_state.size == "megabytes":
+            st.slider("Weights that stay", LEAST, DENSE, DENSE, 1, format="%d MiB", key="mebibytes", **kept)
         elif st.session_state.size == "whole layers":
             st.slider("As many parameters as so many layers", 0, len(shape.layers), key="layers_worth", **kept)
         else:

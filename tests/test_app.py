@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import streamlit as st
 import torch
@@ -17,11 +18,12 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from amp_explore import criteria
 from amp_explore.calibration import calibration_windows
+from amp_explore.costs import costs_of_plan
 from amp_explore.criteria import CRITERIA
 from amp_explore.models.loading import load
 from amp_explore.models.random_weights import SHAPES
 from amp_explore.plan import PruningPlan, Repair
-from amp_explore.planning import ALLOCATIONS, IN_MULTIPLES
+from amp_explore.planning import ALLOCATIONS, SHARING
 from amp_explore.repair import METHODS
 from amp_explore.ui import session, shell
 
@@ -336,9 +338,31 @@ def test_multiples_count_for_the_budgets_that_take_them_and_for_no_other(visit, 
     for allocation in ("protect", "global", "uniform", "iterative", "angular"):
         choose(app, "Budget across layers", allocation)
         assert errors(app) == "", allocation
-        if allocation in IN_MULTIPLES:
+        if allocation in SHARING:
             plan = PruningPlan.from_token("".join(app.query_params["plan"]), shape)
             assert not ((NEURONS - plan.removed_per_layer("neurons")) % 8).any(), allocation
+
+
+def test_a_plan_may_be_of_a_share_of_the_flops(visit, shape):
+    app = visit()
+    choose(app, "Remove by", "FLOPs")
+    [each for each in app.slider if each.label == "Share of the FLOPs of a token"][0].set_value(20.0)
+    settle(app)
+    plan = PruningPlan.from_token("".join(app.query_params["plan"]), shape)
+    dense = costs_of_plan(PruningPlan.empty(shape)).flops_per_token
+    assert errors(app) == "" and 0.6 <= costs_of_plan(plan).flops_per_token / dense <= 0.81
+
+
+def test_whole_groups_only_is_one_switch(visit, shape):
+    app = visit()
+    press(app, "AMP 20 %")
+    [each for each in app.toggle if each.label.startswith("Whole KV groups")][0].set_value(True)
+    settle(app)
+    plan = PruningPlan.from_token("".join(app.query_params["plan"]), shape)
+    assert errors(app) == "" and plan.removed_per_layer("heads").sum()
+    for heads, layer in zip(plan.heads, shape.layers, strict=True):
+        groups = np.array(layer.kv_of_head)
+        assert all(len({*heads[groups == group]}) == 1 for group in range(layer.kv_heads))
 
 
 def test_a_criterion_that_cannot_score_the_model_is_marked_and_the_reason_told(visit, monkeypatch):

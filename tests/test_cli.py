@@ -217,7 +217,7 @@ def test_layers_worth_is_the_authors_unit(good):
 def test_how_much_stays(good, option):
     shape = tiny("llama").shape
     parameters = 0.75 * shape.parameters
-    good(f"{PLAN} {option.format(parameters=parameters, megabytes=parameters * 4 / 1e6)} --out plan.json")
+    good(f"{PLAN} {option.format(parameters=parameters, megabytes=parameters * 4 / 2**20)} --out plan.json")
     left, dense = costs_of_plan(load_plan("plan.json")), costs_of_plan(PruningPlan.empty(shape))
     if option.startswith("--flops"):
         assert 0.65 <= left.flops_per_token / dense.flops_per_token <= 0.75  # within one head a layer
