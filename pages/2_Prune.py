@@ -65,6 +65,7 @@ def budget_options() -> None:
             [1, 8, 16, 64, 128],
             default=1,
             required=True,
+            wrap=True,
             key="multiple",
             help="A GPU multiplies odd widths up to four times slower. Counts for plans by parameters or layers.",
             persist_state="session",
@@ -72,9 +73,9 @@ def budget_options() -> None:
             disabled=st.session_state.get("whole_groups", False),
         )
         middle.toggle(
-            "Whole KV groups and experts only",
+            "Whole groups only",
             key="whole_groups",
-            help="Heads go with all that read the same KV head, neurons of a mixture with their whole expert.",
+            help="Heads go with all that read the same KV head, the neurons of a mixture with their expert.",
             persist_state="session",
             on_change=keep_size,
             disabled=st.session_state.get("multiple", 1) > 1,

@@ -356,7 +356,7 @@ def test_a_plan_may_be_of_a_share_of_the_flops(visit, shape):
 def test_whole_groups_only_is_one_switch(visit, shape):
     app = visit()
     press(app, "AMP 20 %")
-    [each for each in app.toggle if each.label.startswith("Whole KV groups")][0].set_value(True)
+    [each for each in app.toggle if each.label == "Whole groups only"][0].set_value(True)
     settle(app)
     plan = PruningPlan.from_token("".join(app.query_params["plan"]), shape)
     assert errors(app) == "" and plan.removed_per_layer("heads").sum()

@@ -39,12 +39,13 @@ def costs(state: Session) -> None:
         ("KV cache / token", megabytes, "kv_bytes_per_token"),
         ("FLOPs / token", compact, "flops_per_token"),
     )
-    lines = ["| | |\n|---|--:|"]  # two columns: there is room for them beside the grid on a small screen too
+    # Two columns: there is room for them beside the grid on a small screen too.
+    lines = [f"| | {'' if state.plan.is_empty else 'plan · '}dense |\n|---|--:|"]
     for label, shown, name in rows:
         value, reference = getattr(now, name), getattr(dense, name)
         change = signed_percent(value, reference)
         pruned = f"**{shown(value)}** ({f':green[{change}]' if value < reference else change}) · "
-        lines.append(f"| {label} | {'' if state.plan.is_empty else pruned}{shown(reference)} dense |")
+        lines.append(f"| {label} | {'' if state.plan.is_empty else pruned}{shown(reference)} |")
     st.markdown("\n".join(lines))
     st.caption(f"Exact counts; FLOPs at a context of {CONTEXT} tokens.")
 
