@@ -10,7 +10,7 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
 from amp_explore.ui.charts import image_options, side_by_side
 from amp_explore.ui.live import live_perplexity
-from amp_explore.ui.session import Session, evaluation, workbench
+from amp_explore.ui.session import Session, evaluation, window_of, workbench
 from amp_explore.ui.shell import latest_job, open_page, own_text, show_failure, start, wait_for
 from amp_explore.workbench import task_setup
 
@@ -29,7 +29,11 @@ def perplexity(state: Session) -> None:
     left, right = st.columns([1, 2])
     source = left.selectbox("Text", list(TEXTS), format_func=TEXTS.get, key="evaluate_text", persist_state="session")
     count = right.select_slider(
-        "Windows of 512 tokens", [4, 16, 64, 128, 256], 4, key="evaluate_windows", persist_state="session"
+        f"Windows of {window_of(state.loaded)} tokens",
+        [4, 16, 64, 128, 256],
+        4,
+        key="evaluate_windows",
+        persist_state="session",
     )
     path = own_text(st.container(), "perplexity") if source == "own" else None
     try:

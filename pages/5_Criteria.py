@@ -37,7 +37,7 @@ bench, loaded, shape = workbench(), state.loaded, state.loaded.shape
 if loaded.random:
     st.info("Random weights have nothing to compare; load a model that was trained.")
     st.stop()
-calibration = calibration_options(st.container())
+calibration = calibration_options(st.container(), loaded)
 try:
     windows = windows_of(loaded, calibration)
 except AmpExploreError as error:

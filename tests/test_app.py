@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -351,6 +353,15 @@ def test_a_plan_may_be_of_a_share_of_the_flops(visit, shape):
     plan = PruningPlan.from_token("".join(app.query_params["plan"]), shape)
     dense = costs_of_plan(PruningPlan.empty(shape)).flops_per_token
     assert errors(app) == "" and 0.6 <= costs_of_plan(plan).flops_per_token / dense <= 0.81
+
+
+def test_a_model_with_little_context_is_measured_on_shorter_windows(visit, tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "short")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    app = visit(model=str(folder))
+    assert errors(app) == "" and any(box.label == "Windows of 63 tokens" for box in app.selectbox)
+    assert next(each for each in app.metric if each.label == "Perplexity").value.replace(".", "").isdigit()
 
 
 def test_whole_groups_only_is_one_switch(visit, shape):

@@ -17,11 +17,14 @@ from amp_explore.calibration import TokenWindows, calibration_windows, evaluatio
 from amp_explore.criteria import Scores
 from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import JobRunner
+from amp_explore.models.families import context_of
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import PruningPlan, Repair, RepairMethod
 from amp_explore.workbench import Workbench
 
 DEFAULT_MODEL = "demo"
+WINDOW = 512
+"""Tokens in each window of text, unless the model has no room for so many."""
 _LONGEST_TOKEN = 8000  # characters of plan that still go into the address bar; longer ones are kept on the server
 
 
@@ -159,7 +162,7 @@ class Calibration:
     source: str = "wiki"
     text: str | None = None  # path of an own text
     windows: int = 64
-    window: int = 512
+    window: int = WINDOW
 
     def of(self, windows: int) -> Calibration:
         """As many windows of the same text."""
@@ -189,12 +192,21 @@ class Scoring:
 
 def repair_of(loaded: LoadedModel, method: RepairMethod, calibration: Calibration) -> Repair:
     """A repair fitted on the calibration windows."""
-    return Repair(method, windows_of(loaded, calibration).digest, **asdict(calibration))
+    return Repair(method, windows_of(loaded, calibration).digest, **asdict(_within(loaded, calibration)))
 
 
 def windows_of(loaded: LoadedModel, calibration: Calibration) -> TokenWindows:
     """The calibration windows; tokenising takes a second, so they are kept."""
-    return _windows(loaded, loaded.shape.fingerprint, calibration)
+    return _windows(loaded, loaded.shape.fingerprint, _within(loaded, calibration))
+
+
+def window_of(loaded: LoadedModel) -> int:
+    """Tokens in each window that the dashboard runs: 512, or what the model's positions have room for."""
+    return min(WINDOW, (context_of(loaded.model) or WINDOW + 1) - 1)  # a BOS may come in front
+
+
+def _within(loaded: LoadedModel, calibration: Calibration) -> Calibration:
+    return replace(calibration, window=min(calibration.window, window_of(loaded)))
 
 
 @st.cache_resource(max_entries=16, show_spinner="Reading the text …")
@@ -215,7 +227,7 @@ def evaluation(loaded: LoadedModel, count: int, source: str = "wiki", text: str 
 
 @st.cache_resource(max_entries=16, show_spinner="Reading the text …")
 def _evaluation(_loaded: LoadedModel, fingerprint: str, count: int, source: str, text: str | None) -> TokenWindows:
-    return evaluation_windows(_loaded.tokenizer, source, text=text, windows=count)
+    return evaluation_windows(_loaded.tokenizer, source, text=text, window=window_of(_loaded), windows=count)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

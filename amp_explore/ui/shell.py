@@ -32,6 +32,7 @@ from amp_explore.ui.session import (
     runner,
     scores_of,
     session,
+    window_of,
     windows_of,
     workbench,
 )
@@ -230,7 +231,7 @@ def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None
             on_change=on_change,
             help=f"{CRITERIA[criterion].title} scores neurons alone.",
         )
-    scoring = Scoring(calibration_options(right), criterion, heads)
+    scoring = Scoring(calibration_options(right, loaded), criterion, heads)
     for name in dict.fromkeys((criterion, scoring.heads_by)):
         container.caption(f"{explained(CRITERIA[name])} · higher matters more")
     if refused := not_for(loaded):
@@ -247,7 +248,7 @@ def not_for(loaded: LoadedModel) -> str:
     return "  \n".join(f"Not for this model: {'; '.join(titles)} ({reason})." for reason, titles in refused.items())
 
 
-def calibration_options(container) -> Calibration:
+def calibration_options(container, loaded: LoadedModel) -> Calibration:
     """The pickers for the calibration text, the same on every page."""
     left, right = container.columns(2)
     source = left.selectbox(
@@ -265,7 +266,11 @@ def calibration_options(container) -> Calibration:
         help="Bundled texts are split: scores never see the half that perplexity is measured on.",
     )
     windows = right.selectbox(
-        "Windows of 512 tokens", [8, 16, 32, 64, 128], index=3, key="windows", persist_state="session"
+        f"Windows of {window_of(loaded)} tokens",
+        [8, 16, 32, 64, 128, 256, 512],
+        index=3,
+        key="windows",
+        persist_state="session",
     )
     if source != "own text":
         return Calibration(source=source, windows=windows)
