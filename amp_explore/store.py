@@ -8,6 +8,7 @@ computed again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 
 Key = dict[str, Any]
 Layer = TypeVar("Layer")
+
+UNUSED_DAYS = 30
+"""After so many days without use statistics are deleted; Gram matrices of a large model are gigabytes."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurements (
@@ -80,6 +84,8 @@ class Store:
                 raise ValueError("content does not match its name")
             tensors, names = load(data), [field.name for field in fields(kind)]
             layers = range(len(tensors) // len(names))
+            with contextlib.suppress(OSError):  # a cache that may only be read
+                os.utime(pointer)  # in use: see `_forget`
             return tuple(kind(**{name: tensors[f"{name}.{number}"] for name in names}) for number in layers)
         except FileNotFoundError:
             return None
@@ -101,6 +107,22 @@ class Store:
         write_atomically(self._statistics / f"{digest}.safetensors", data)
         document = {"key": key, "sha256": digest, "created": time.time()}
         write_atomically(self._statistics / f"{key_digest(key)}.json", json.dumps(document, indent=1).encode())
+        self._forget()
+
+    def _forget(self) -> None:
+        """Delete statistics that were not used for long, and what killed writers left."""
+        long_ago, yesterday = time.time() - UNUSED_DAYS * 86400, time.time() - 86400
+        named = set()
+        for path in self._statistics.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # damaged, or deleted by another process
+                if path.stat().st_mtime < long_ago:
+                    path.unlink()
+                else:
+                    named.add(f"{json.loads(path.read_text())['sha256']}.safetensors")
+        for path in self._statistics.iterdir():
+            with contextlib.suppress(OSError):
+                if path.suffix != ".json" and path.name not in named and path.stat().st_mtime < yesterday:
+                    path.unlink()
 
     # Measurements
 

@@ -26,7 +26,7 @@ from amp_explore.models.families import decoder_layers
 from amp_explore.models.loading import from_model
 from amp_explore.plan import PruningPlan
 from amp_explore.statistics import LayerStatistics, collect
-from amp_explore.store import Store, key_digest, write_atomically
+from amp_explore.store import UNUSED_DAYS, Store, key_digest, write_atomically
 from amp_explore.workbench import Workbench
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +60,34 @@ def test_statistics_are_computed_once_and_come_back_the_same(tmp_path, caplog):
         assert same(store.statistics(KEY, refuse), fresh)
         assert same(store.find_statistics(KEY), made_up(1))
     assert not caplog.records
+
+
+def test_statistics_unused_for_long_and_what_killed_writers_left_are_deleted(tmp_path):
+    store, folder = Store(tmp_path), tmp_path / "statistics"
+    for number in range(3):
+        store.put_statistics(KEY | {"number": number}, made_up(number))
+    ages = {0: UNUSED_DAYS + 1, 1: UNUSED_DAYS + 1, 2: UNUSED_DAYS - 1}
+
+    def age(path: Path, days: float) -> None:
+        os.utime(path, (time.time() - days * 86400,) * 2)
+
+    for path in folder.iterdir():
+        age(path, 2)
+    for number, days in ages.items():
+        age(folder / f"{key_digest(KEY | {'number': number})}.json", days)
+    for name, days in {".old-writer": 2, ".writer-now": 0}.items():
+        (folder / name).write_bytes(b"half")
+        age(folder / name, days)
+    assert store.find_statistics(KEY | {"number": 1}) is not None, "use keeps it"
+    store.put_statistics(KEY | {"number": 3}, made_up(3))
+    assert [store.find_statistics(KEY | {"number": number}) is not None for number in range(4)] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert len(list(folder.glob("*.safetensors"))) == 3
+    assert not (folder / ".old-writer").exists() and (folder / ".writer-now").exists()
 
 
 @pytest.mark.parametrize("change", [{"model": "abd"}, {"windows": [2, 1]}, {"dtype": "bfloat16"}, {"version": 2}])
