@@ -38,29 +38,16 @@ with numbers:
     live_perplexity(state, evaluation(loaded, LIVE_WINDOWS))
 
 st.subheader("What next?")
-for column, (page, title, text) in zip(
-    st.columns(3),
-    (
-        (
-            "pages/1_Importance.py",
-            "1. Look",
-            "Which heads and neurons matter? Hover over the maps, click a cell to open its layer.",
-        ),
-        (
-            "pages/2_Prune.py",
-            "2. Prune",
-            "Drag a ratio, toggle heads, draw a curve over the layers; perplexity follows.",
-        ),
-        (
-            "pages/3_Evaluate.py",
-            "3. Evaluate",
-            "Commonsense accuracy and tokens per second of your plan against the dense model.",
-        ),
-    ),
-    strict=True,
+cards = st.container(horizontal=True)
+for page, title, text in (
+    ("1_Importance", "1. Look", "Which heads and neurons matter? Hover over the maps, click a cell to open its layer."),
+    ("2_Prune", "2. Prune", "Drag a ratio, toggle heads, draw a curve over the layers; perplexity follows."),
+    ("3_Evaluate", "3. Evaluate", "Perplexity and commonsense accuracy of your plan beside the dense model."),
+    ("4_Speed", "4. Speed", "Tokens per second of both, what limits them, and both writing side by side."),
+    ("5_Criteria", "5. Criteria", "Which way to score tells best what the model loses, and what its plans leave."),
 ):
-    with column.container(border=True, height="stretch"):
-        st.page_link(page, label=f"**{title}**", icon=":material/arrow_forward:")
+    with cards.container(border=True, width=290, height="stretch"):
+        st.page_link(f"pages/{page}.py", label=f"**{title}**", icon=":material/arrow_forward:")
         st.write(text)
 
 st.subheader("Importance of every head (AMP)")

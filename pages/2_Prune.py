@@ -231,8 +231,8 @@ def presets() -> None:
         name = f"{CRITERIA[scoring.criterion].title} {percent} %"
         preset(name, "of all parameters, lowest scores first", size="parameters", ratio=float(percent))
     preset("Reversed 20 %", "highest scores first", size="parameters", ratio=20.0, order="reversed")
-    preset("Heads only", "30 % of the heads", size="heads and neurons", heads_share=30, neurons_share=0)
-    preset("Neurons only", "30 % of the neurons", size="heads and neurons", heads_share=0, neurons_share=30)
+    preset("Heads 30 %", "of all heads, and no neurons", size="heads and neurons", heads_share=30, neurons_share=0)
+    preset("Neurons 30 %", "of all neurons, and no heads", size="heads and neurons", heads_share=0, neurons_share=30)
     row.button(
         "Random control",
         icon=":material/casino:",

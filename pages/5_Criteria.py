@@ -24,13 +24,13 @@ from amp_explore.ui.session import evaluation, repair_of, windows_of, workbench
 from amp_explore.ui.shell import (
     calibration_options,
     latest_job,
-    not_for,
     open_page,
+    say_what_is_refused,
     show_failure,
     start,
     wait_for,
 )
-from amp_explore.ui.text import EVIDENCE, option, repair_option
+from amp_explore.ui.text import EVIDENCE, by_reason, option, repair_option
 
 state = open_page("Criteria")
 bench, loaded, shape = workbench(), state.loaded, state.loaded.shape
@@ -46,8 +46,8 @@ except AmpExploreError as error:
 
 
 PASSES = {
-    "activations": "One pass forwards, for most of them",
-    "grams": f"Gram matrices, in the same pass: {gram_bytes(shape) / 2**30:.1f} GiB in the cache",
+    "activations": "Activations: a pass forwards, enough for most criteria",
+    "grams": f"Gram matrices: a pass forwards, {gram_bytes(shape) / 2**30:.1f} GiB in the cache",
     "gradients": "Gradients: a pass forwards and backwards, three times as long",
 }
 
@@ -63,8 +63,7 @@ def collected() -> dict[str, Scores]:
 
     What takes but seconds is scored without being asked, in a job all the same.
     """
-    if refused := not_for(loaded):
-        st.caption(f":gray[{refused}]")
+    say_what_is_refused(st.container(), loaded)
     topic = f"scores:{state.fingerprint}:{loaded.dtype}:{windows.digest}"
     there, job = scored(topic), latest_job(topic)
     missing = [name for name in CRITERIA if name not in there and not criteria.unavailable(name, loaded)]
@@ -90,11 +89,10 @@ def collected() -> dict[str, Scores]:
     if running:
         wait_for(job)
     show_failure(topic)
-    reasons = {name: f"needs {' and '.join(EVIDENCE[kind] for kind in lacks[name])}" for name in missing if lacks[name]}
-    reasons |= {name: "takes longer" for name in missing if not lacks[name] and CRITERIA[name].slow}
+    reasons = {name: f"need {' and '.join(EVIDENCE[kind] for kind in lacks[name])}" for name in missing if lacks[name]}
+    reasons |= {name: "take longer" for name in missing if not lacks[name] and CRITERIA[name].slow}
     if reasons:
-        listed = " · ".join(f"{CRITERIA[name].title} ({reason})" for name, reason in reasons.items())
-        st.caption(f":gray[Not shown yet: {listed}]")
+        st.caption(f":gray[Not shown yet · {by_reason(reasons)}]")
     return dict(there)
 
 
@@ -115,7 +113,7 @@ def truth() -> AblationMap | None:
     """The measured rise of the loss for every head, as far as it is known; a background job measures the rest."""
     st.subheader("The measured truth")
     st.caption(
-        "The rise of the mean loss when exactly this head is gone, on calibration text. Only the layers above the head "
+        "The rise of the mean loss when exactly one head is gone, on calibration text. Only the layers above the head "
         "run anew; what was measured is kept, so a stopped run goes on where it was."
     )
     left, right = st.columns([2, 1], vertical_alignment="bottom")
@@ -130,7 +128,7 @@ def truth() -> AblationMap | None:
     running = job is not None and job.active
     done = 0 if known is None else known.measured
     if done < total and right.button("Measure every head", type="primary", disabled=running, width="stretch"):
-        job = start("Ablation", topic, lambda job: ablate(bench, loaded, text, progress=job) and None)
+        job = start("Every head", topic, lambda job: ablate(bench, loaded, text, progress=job) and None)
         running = job is not None
     if running:
         wait_for(job)
@@ -225,24 +223,16 @@ def against_each_other(scores: dict[str, Scores]) -> None:
     titles = [CRITERIA[name].title for name in names]
     alike = agreement.between([getattr(scores[name], unit) for name in names])
     removed = np.array([[agreement.overlap(gone[a], gone[b]) for b in names] for a in names])
-    first, second = st.columns(2)
-    first.plotly_chart(
-        agreement_matrix(alike, titles, "rank correlation within layers"),
-        key="alike",
-        config=image_options("criteria", "PNG"),
-    )
-    second.plotly_chart(
-        agreement_matrix(removed, titles, f"share of the {unit} gone that the other removes too"),
-        key="overlap",
-        config=image_options("overlap", "PNG"),
-    )
+    ranks, both = st.tabs(["Rank correlation within layers", f"Share of the {unit} that both remove"])
+    ranks.plotly_chart(agreement_matrix(alike, titles), key="alike", config=image_options("criteria", "PNG"))
+    both.plotly_chart(agreement_matrix(removed, titles), key="overlap", config=image_options("overlap", "PNG"))
 
 
 def sweep(there: dict[str, Scores]) -> None:
     """All criteria, ratios and repairs in one background job, with a table and a curve of quality against size."""
     st.subheader("What their plans leave")
-    first, second, third, fourth, button = st.columns([3, 2, 2, 2, 1.4], vertical_alignment="bottom")
-    names = first.multiselect(
+    upper, lower = st.columns([3, 2]), st.columns([2, 2, 2, 1.4], vertical_alignment="bottom")
+    names = upper[0].multiselect(
         "Criteria",
         list(there),
         [n for n in ("amp", "wanda-sp", "flap") if n in there],
@@ -250,14 +240,14 @@ def sweep(there: dict[str, Scores]) -> None:
         key="sweep_criteria",
         persist_state="session",
     )
-    ratios = second.multiselect(
+    ratios = upper[1].multiselect(
         "Percent of all parameters",
         [5, 10, 15, 20, 25, 30, 40, 50],
         [10, 20],
         key="sweep_ratios",
         persist_state="session",
     )
-    budgets = third.multiselect(
+    budgets = lower[0].multiselect(
         "Budgets",
         list(ALLOCATIONS),
         ["uniform"],
@@ -265,7 +255,7 @@ def sweep(there: dict[str, Scores]) -> None:
         format_func=lambda name: option(ALLOCATIONS[name]),
         persist_state="session",
     )
-    methods = fourth.multiselect(
+    methods = lower[1].multiselect(
         "Repairs",
         ["none", *METHODS],
         ["none"],
@@ -273,7 +263,9 @@ def sweep(there: dict[str, Scores]) -> None:
         format_func=repair_option,
         persist_state="session",
     )
-    count = st.select_slider("Windows for perplexity", [1, 4, 16, 64], 4, key="sweep_windows", persist_state="session")
+    count = lower[2].select_slider(
+        "Windows for perplexity", [1, 4, 16, 64], 4, key="sweep_windows", persist_state="session"
+    )
     text, topic = evaluation(loaded, count), f"sweep:{state.fingerprint}:{loaded.dtype}"
     repairs = [None if method == "none" else repair_of(loaded, method, calibration) for method in methods]
 
@@ -292,7 +284,7 @@ def sweep(there: dict[str, Scores]) -> None:
 
     job = latest_job(topic)
     running = job is not None and job.active
-    if button.button(
+    if lower[3].button(
         "Compare", type="primary", disabled=running or not all((names, ratios, budgets, methods)), width="stretch"
     ):
         job = start("Comparison", topic, work)

@@ -444,7 +444,7 @@ def test_criteria_draws_at_once_and_scores_in_the_background(visit):
     assert blocking.finished.wait(10)
     settle(app)
     assert "Criteria against each other" in [each.value for each in app.subheader]
-    assert any("AMP (needs activations)" in caption.value for caption in app.caption)
+    assert any("need activations: AMP;" in caption.value for caption in app.caption)
 
 
 def test_the_measured_truth_and_every_criterion_stand_side_by_side(visit):

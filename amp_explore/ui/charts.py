@@ -264,25 +264,36 @@ def disagreement_map(one: Sequence[np.ndarray], other: Sequence[np.ndarray], tit
     return _cells(below - below_other, hover, x="head", height=_height(len(below)), colours="RdBu", ticks=ticks)
 
 
-def agreement_matrix(values: np.ndarray, names: Sequence[str], title: str) -> go.Figure:
+def agreement_matrix(values: np.ndarray, names: Sequence[str]) -> go.Figure:
     """Criteria by criteria, with the numbers written in."""
+    lowest = min(0.0, float(np.nanmin(values)))
     figure = go.Figure(
         go.Heatmap(
             z=values,
             x=list(names),
             y=list(names),
-            zmin=min(0.0, float(np.nanmin(values))),
+            zmin=lowest,
             zmax=1,
             colorscale="Viridis",
-            texttemplate="%{z:.2f}",
-            textfont={"size": 10},
             hovertemplate="%{y} · %{x}: %{z:.3f}<extra></extra>",
             showscale=False,
         )
     )
-    figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(tickangle=-45)
-    figure.update_layout(height=520, title={"text": title, "font": {"size": 14}}, margin={"t": 40, "l": 10, "r": 10})
+    # Plotly's own text on a heatmap is grey on green.
+    rows, columns = np.nonzero(np.isfinite(values))
+    written = values[rows, columns]
+    figure.add_scatter(
+        x=[names[column] for column in columns],
+        y=[names[row] for row in rows],
+        mode="text",
+        text=[f"{value:.2f}" for value in written],
+        textfont={"size": 10, "color": np.where(written - lowest > 0.45 * (1 - lowest), "black", "white")},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(tickangle=-45, showgrid=False)
+    figure.update_layout(height=520, margin={"t": 10, "l": 10, "r": 10})
     return figure
 
 

@@ -36,7 +36,7 @@ from amp_explore.ui.session import (
     windows_of,
     workbench,
 )
-from amp_explore.ui.text import all_explained, compact, explained, option, signed_percent
+from amp_explore.ui.text import all_explained, by_reason, compact, explained, option, signed_percent
 
 PAGES = (
     ("app.py", "Overview", ":material/home:"),
@@ -234,18 +234,15 @@ def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None
     scoring = Scoring(calibration_options(right, loaded), criterion, heads)
     for name in dict.fromkeys((criterion, scoring.heads_by)):
         container.caption(f"{explained(CRITERIA[name])} · higher matters more")
-    if refused := not_for(loaded):
-        container.caption(f":gray[{refused}]")
+    say_what_is_refused(container, loaded)
     return scoring
 
 
-def not_for(loaded: LoadedModel) -> str:
-    """The criteria that cannot score this model, and why; empty where all can."""
-    refused: dict[str, list[str]] = {}
-    for name, criterion in CRITERIA.items():
-        if reason := unavailable(name, loaded):
-            refused.setdefault(reason, []).append(criterion.title)
-    return "  \n".join(f"Not for this model: {'; '.join(titles)} ({reason})." for reason, titles in refused.items())
+def say_what_is_refused(container, loaded: LoadedModel) -> None:
+    """The criteria that cannot score this model, and why."""
+    reasons = {name: reason for name in CRITERIA if (reason := unavailable(name, loaded))}
+    if reasons:
+        container.caption(f":gray[Not for this model · {by_reason(reasons)}]")
 
 
 def calibration_options(container, loaded: LoadedModel) -> Calibration:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from amp_explore.criteria import Criterion, Method
+from amp_explore.criteria import CRITERIA, Criterion, Method
 from amp_explore.repair import METHODS
 
 EVIDENCE = {"activations": "activations", "grams": "Gram matrices", "gradients": "gradients"}
@@ -35,7 +35,7 @@ def signed_percent(value: float, reference: float) -> str:
 
 def explained(method: Criterion | Method) -> str:
     """What a criterion, a budget or a repair does, its formula and its source."""
-    return f"**{method.title}** {method.says} {method.formula} · {method.source}"
+    return f"**{method.title}:** {method.says} {method.formula} · {method.source}"
 
 
 def all_explained(methods: Iterable[Criterion | Method]) -> str:
@@ -50,6 +50,14 @@ def option(method: Criterion | Method) -> str:
     """
     needed = [name for kind, name in EVIDENCE.items() if kind in method.needs and kind != "activations"]
     return method.title + (f" (needs {' and '.join(needed)})" if needed else "")
+
+
+def by_reason(reasons: Mapping[str, str]) -> str:
+    """Criteria that share a reason, after that reason."""
+    titles: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        titles.setdefault(reason, []).append(CRITERIA[name].title)
+    return " · ".join(f"{reason}: {'; '.join(sharing)}" for reason, sharing in titles.items())
 
 
 def repair_option(name: str) -> str:
