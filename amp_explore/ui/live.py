@@ -9,7 +9,7 @@ from amp_explore.costs import CONTEXT, costs_of_plan
 from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
 from amp_explore.repair import METHODS
-from amp_explore.ui.session import Session, evaluation, workbench
+from amp_explore.ui.session import Session, evaluation, window_of, workbench
 from amp_explore.ui.shell import latest_job, show_failure, start, submit, wait_for
 from amp_explore.ui.text import compact, megabytes, signed_percent
 from amp_explore.workbench import LIVE_WINDOWS
@@ -21,7 +21,7 @@ def live_panel(state: Session) -> None:
     """Costs and perplexity of the plan beside the dense model; perplexity is measured in the background."""
     costs(state)
     windows = st.select_slider(
-        "Live windows of 512 tokens",
+        f"Live windows of {window_of(state.loaded)} tokens",
         _CHOICES,
         value=LIVE_WINDOWS,
         key="live_windows",
