@@ -326,7 +326,7 @@ def _plan(options: argparse.Namespace, progress: ProgressBar) -> None:
     share = costs.removed_parameters(plan) / loaded.shape.parameters
     heads, neurons = plan.removed_per_layer("heads").sum(), plan.removed_per_layer("neurons").sum()
     print(f"{options.out}: {heads} heads and {neurons} neurons go, {share:.2%} of all parameters")
-    if repair and repair.method != "bias" and (said := caveat(loaded.shape, bench.repair_windows(loaded, repair))):
+    if repair and (said := caveat(repair.method, loaded.shape, bench.repair_windows(loaded, repair))):
         print(f"note: {said}", file=sys.stderr)
 
 

@@ -171,7 +171,8 @@ def make_plan(
     """
     recipe.check()
     shape = loaded.shape
-    if scores is None and recipe.order != "random" and recipe.allocation != "iterative":
+    one_look = recipe.allocation != "iterative" or recipe.counted == "flops"
+    if scores is None and recipe.order != "random" and one_look:
         scores = bench.scores(loaded, windows, recipe.criterion, recipe.heads_criterion, progress=progress)
     kept = {"locked": locked, "current": current}
     if recipe.counted == "flops":

@@ -32,7 +32,7 @@ from amp_explore.models.families import decoder_layers, inputs_of, set_weight, s
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.shapes import ModelShape
 from amp_explore.models.sharding import refuse_spread
-from amp_explore.plan import PruningPlan
+from amp_explore.plan import PruningPlan, RepairMethod
 from amp_explore.progress import Progress, no_progress
 from amp_explore.slicing import NoAttention, slice_layer
 from amp_explore.statistics import split_windows
@@ -104,11 +104,11 @@ def ridge_fit(
     return best, chosen, least
 
 
-def caveat(shape: ModelShape, windows: TokenWindows) -> str | None:
-    """What a person should know of fitting this model on this text: that it is too short, if it is."""
+def caveat(method: RepairMethod, shape: ModelShape, windows: TokenWindows) -> str | None:
+    """What a person should know of repairing this model on this text: that it is too short, if it is."""
     tokens = sum(map(len, split_windows(windows)[0]))
     widest = max(max(layer.heads * layer.head_dim, layer.neurons) for layer in shape.layers)
-    if tokens >= widest:
+    if method == "bias" or tokens >= widest:
         return None
     return (
         f"{tokens:,} tokens to fit on are fewer than the {widest:,} inputs of the widest projection: its Gram matrix "

@@ -10,7 +10,7 @@ from amp_explore.costs import costs_of_plan, removed_parameters
 from amp_explore.criteria import CRITERIA
 from amp_explore.errors import AmpExploreError
 from amp_explore.planning import ALLOCATIONS, SHARING, TAKE_THEIR_TIME, Recipe, make_plan
-from amp_explore.repair import METHODS
+from amp_explore.repair import METHODS, caveat
 from amp_explore.ui import editors
 from amp_explore.ui.live import live_panel
 from amp_explore.ui.session import repair_of, windows_of, workbench
@@ -100,6 +100,10 @@ with st.expander("Criterion, calibration, budget and repair", icon=":material/tu
 scores = scores_or_wait(state, scoring)
 if scores is None:
     st.stop()
+if (chosen := state.plan.repair) and (
+    said := caveat(chosen.method, shape, windows_of(state.loaded, scoring.calibration))
+):
+    st.warning(said, icon=":material/warning:")
 
 
 def plan_by_ratio(ratio: float, order: str, seed: int = 0, counted: str = "parameters") -> None:
