@@ -7,6 +7,7 @@ of the same unit on a page finds its number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,3 +97,8 @@ def known_ablations(
     for unit, layer, index, plan in ablations(shape, block):
         rises[unit][layer][index] = known.get(plan.digest, np.nan) - dense
     return AblationMap(**rises, dense_loss=dense)
+
+
+def in_blocks(neurons: Sequence[np.ndarray], block: int) -> tuple[np.ndarray, ...]:
+    """Sums of the neurons' scores (neurons,) over the blocks that an ablation takes: (blocks,) for each layer."""
+    return tuple(np.add.reduceat(layer, np.arange(0, len(layer), block)) if len(layer) else layer for layer in neurons)

@@ -5,7 +5,7 @@ import pandas as pd
 import streamlit as st
 
 from amp_explore import agreement, comparison, criteria
-from amp_explore.ablation import AblationMap, ablate, ablations, known_ablations
+from amp_explore.ablation import AblationMap, ablate, ablations, in_blocks, known_ablations
 from amp_explore.allocation import allocate_by_unit, rank
 from amp_explore.criteria import CRITERIA, Scores
 from amp_explore.errors import AmpExploreError
@@ -113,51 +113,66 @@ def truth() -> AblationMap | None:
     """The measured rise of the loss for every head, as far as it is known; a background job measures the rest."""
     st.subheader("The measured truth")
     st.caption(
-        "The rise of the mean loss when exactly one head is gone, on calibration text. Only the layers above the head "
-        "run anew; what was measured is kept, so a stopped run goes on where it was."
+        "The rise of the mean loss when exactly one head is gone, or one block of neighbouring neurons, on calibration "
+        "text. Only the layers above it run anew; what was measured is kept, so a stopped run goes on where it was."
     )
-    left, right = st.columns([2, 1], vertical_alignment="bottom")
+    left, middle, right = st.columns([2, 2, 2], vertical_alignment="bottom")
     count = left.select_slider(
         "Windows for the ablation", [1, 2, 4, 8, 16], 2, key="ablation_windows", persist_state="session"
     )
+    block = middle.selectbox(
+        "Of",
+        [None, 64, 128, 256, 512],
+        format_func=lambda size: f"heads and blocks of {size} neurons" if size else "heads",
+        key="ablation_block",
+        persist_state="session",
+    )
     text = windows_of(loaded, calibration.of(count))
-    known = known_ablations(bench, loaded, text)
-    total = len(ablations(shape))
+    known = known_ablations(bench, loaded, text, block=block)
+    total = len(ablations(shape, block))
     topic = f"ablation:{state.fingerprint}:{loaded.dtype}:{text.digest}"
     job = latest_job(topic)
     running = job is not None and job.active
     done = 0 if known is None else known.measured
-    if done < total and right.button("Measure every head", type="primary", disabled=running, width="stretch"):
-        job = start("Every head", topic, lambda job: ablate(bench, loaded, text, progress=job) and None)
+    if done < total and right.button("Measure every one", type="primary", disabled=running, width="stretch"):
+        job = start("Ablation", topic, lambda job: ablate(bench, loaded, text, block=block, progress=job) and None)
         running = job is not None
     if running:
         wait_for(job)
     show_failure(topic)
     if done:
-        st.caption(
-            f"{done} of {total} heads measured, on {text.data}: {len(text.ids)} windows, {text.tokens:,} tokens."
-        )
+        st.caption(f"{done} of {total} measured, on {text.data}: {len(text.ids)} windows, {text.tokens:,} tokens.")
     return known if done else None
 
 
 def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
     """Rank correlation of every criterion with the truth, and one criterion against it unit by unit."""
+    unit, block = "heads", st.session_state.ablation_block
+    if block:
+        unit = st.segmented_control(
+            "Damage by", ["heads", "neurons"], default="heads", required=True, key="truth_unit", persist_state="session"
+        )
+    damage = getattr(measured, unit)
+    by = {
+        name: each.heads if unit == "heads" else in_blocks(each.neurons, block)
+        for name, each in scores.items()
+        if unit == "neurons" or CRITERIA[name].heads
+    }
+    one = "head" if unit == "heads" else "block"
     rows = []
-    for name, each in scores.items():
-        if CRITERIA[name].heads is None:
-            continue
-        whole, inside = (of(each.heads, measured.heads) for of in (agreement.overall, agreement.within_layers))
+    for name, values in by.items():
+        whole, inside = (of(values, damage) for of in (agreement.overall, agreement.within_layers))
         rows.append(
             {
                 "criterion": CRITERIA[name].title,
-                "all heads": whole.value,
+                "whole model": whole.value,
                 "95 % interval": f"{whole.low:+.2f} to {whole.high:+.2f}",
                 "within layers, mean": inside.value,
                 "95 % interval ": f"{inside.low:+.2f} to {inside.high:+.2f}",
             }
         )
-    table = pd.DataFrame(rows).sort_values("all heads", ascending=False)
-    st.markdown("**Spearman's rank correlation of head scores with the measured damage** (1: the same order)")
+    table = pd.DataFrame(rows).sort_values("whole model", ascending=False)
+    st.markdown(f"**Spearman's rank correlation of scores with the measured damage of {one}s** (1: the same order)")
     st.dataframe(
         table,
         hide_index=True,
@@ -166,31 +181,24 @@ def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
     st.download_button("CSV", table.to_csv(index=False), "agreement.csv", "text/csv", icon=":material/download:")
     name = st.selectbox(
         "One criterion against the truth",
-        [name for name in scores if CRITERIA[name].heads],
+        list(by),
         format_func=lambda name: CRITERIA[name].title,
         key="against",
         persist_state="session",
     )
     left, right = st.columns(2)
     with left:
-        figure = score_against_damage(scores[name].heads, measured.heads, CRITERIA[name].title)
         st.plotly_chart(
-            figure,
+            score_against_damage(by[name], damage, CRITERIA[name].title, one),
             key="scatter",
             on_select=lambda: opened("scatter"),
             selection_mode="points",
             config=image_options("score-against-damage", "PNG"),
         )
     with right:
-        there = [
-            np.where(np.isfinite(damage), score, np.nan)
-            for score, damage in zip(scores[name].heads, measured.heads, strict=True)
-        ]
-        figure = disagreement_map(
-            agreement.ranks(there), agreement.ranks(measured.heads), CRITERIA[name].title, "truth"
-        )
+        there = [np.where(np.isfinite(rises), values, np.nan) for values, rises in zip(by[name], damage, strict=True)]
         st.plotly_chart(
-            figure,
+            disagreement_map(agreement.ranks(there), agreement.ranks(damage), CRITERIA[name].title, "truth", one),
             key="disagreement",
             on_select=lambda: opened("disagreement"),
             selection_mode="points",

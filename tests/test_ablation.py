@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from tiny import FAMILIES, LAYERS, tiny, tokens
 
 from amp_explore import agreement, comparison
-from amp_explore.ablation import ablate, ablations, known_ablations
+from amp_explore.ablation import ablate, ablations, in_blocks, known_ablations
 from amp_explore.calibration import TokenWindows
 from amp_explore.errors import AmpExploreError
 from amp_explore.perplexity import perplexity
@@ -62,6 +62,16 @@ def test_blocks_must_have_neurons(tmp_path):
 
 
 # Agreement
+
+
+def test_scores_of_blocks_are_sums_over_the_neurons_that_an_ablation_takes():
+    shape, block = tiny("llama").shape, 16
+    scores = [np.arange(layer.neurons, dtype=float) for layer in shape.layers]
+    sums = in_blocks(scores, block)
+    for unit, number, index, plan in ablations(shape, block):
+        if unit == "neurons":
+            assert sums[number][index] == scores[number][plan.neurons[number]].sum()
+    assert [len(layer) for layer in sums] == [-(-layer.neurons // block) for layer in shape.layers]
 
 
 def test_correlations_are_scipys():

@@ -455,12 +455,19 @@ def test_the_measured_truth_and_every_criterion_stand_side_by_side(visit):
         settle(app)
         press(app, "Collect and score")
     assert not any("Not shown yet" in caption.value for caption in app.caption)
-    press(app, "Measure every head")
-    table = next(frame.value for frame in app.dataframe if "all heads" in frame.value)
+    press(app, "Measure every one")
+    table = next(frame.value for frame in app.dataframe if "whole model" in frame.value)
     scored = {each.title for each in CRITERIA.values() if each.heads}
-    assert set(table.criterion) == scored and table["all heads"].between(-1, 1).all()
-    assert any(f"{LAYERS * HEADS} of {LAYERS * HEADS} heads measured" in caption.value for caption in app.caption)
+    assert set(table.criterion) == scored and table["whole model"].between(-1, 1).all()
+    assert any(f"{LAYERS * HEADS} of {LAYERS * HEADS} measured" in caption.value for caption in app.caption)
     assert errors(app) == ""
+
+    choose(app, "Of", 64)  # the layers are narrower: one block each
+    press(app, "Measure every one")
+    [each for each in app.segmented_control if each.label == "Damage by"][0].set_value("neurons")
+    settle(app)
+    table = next(frame.value for frame in app.dataframe if "whole model" in frame.value)
+    assert set(table.criterion) == {each.title for each in CRITERIA.values()} and errors(app) == ""
 
 
 def test_a_sweep_compares_many_plans(visit):

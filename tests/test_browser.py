@@ -413,8 +413,8 @@ def test_a_click_on_a_heatmap_opens_the_layer(page, visit):
 def test_a_head_measured_on_criteria_is_opened_by_a_click(page, visit, shape):
     visit("Criteria")
     settle(page)
-    press(page, "Measure every head")
-    expect(page.get_by_text(f"{ALL_HEADS} of {ALL_HEADS} heads measured")).to_be_visible(timeout=60_000)
+    press(page, "Measure every one")
+    expect(page.get_by_text(f"{ALL_HEADS} of {ALL_HEADS} measured")).to_be_visible(timeout=60_000)
     settle(page)
     plot = page.locator(".st-key-disagreement .nsewdrag").first
     plot.scroll_into_view_if_needed()

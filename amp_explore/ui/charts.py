@@ -228,10 +228,12 @@ def _height(layers: int) -> int:
     return min(max(240, 20 * layers + 60), 1100)
 
 
-def score_against_damage(scores: Sequence[np.ndarray], damage: Sequence[np.ndarray], title: str) -> go.Figure:
-    """One point per head: its score across, the measured rise of the loss up, coloured by layer."""
+def score_against_damage(
+    scores: Sequence[np.ndarray], damage: Sequence[np.ndarray], title: str, unit: str = "head"
+) -> go.Figure:
+    """One point per unit: its score across, the measured rise of the loss up, coloured by layer."""
     layer = np.concatenate([np.full(len(values), number) for number, values in enumerate(scores)])
-    head = np.concatenate([np.arange(len(values)) for values in scores])
+    index = np.concatenate([np.arange(len(values)) for values in scores])
     x, y = np.concatenate(list(scores)), np.concatenate(list(damage))
     there = np.isfinite(y)
     figure = go.Figure(
@@ -241,7 +243,7 @@ def score_against_damage(scores: Sequence[np.ndarray], damage: Sequence[np.ndarr
             mode="markers",
             marker={"color": layer[there], "colorscale": "Viridis", "size": 7, "colorbar": {"title": "layer"}},
             customdata=layer[there],  # one number: Streamlit turns rows into something else
-            text=[f"layer {at} · head {which}" for at, which in zip(layer[there], head[there], strict=True)],
+            text=[f"layer {at} · {unit} {which}" for at, which in zip(layer[there], index[there], strict=True)],
             hovertemplate="%{text}<br>score %{x:.4g}<br>loss %{y:+.4f} nats<extra></extra>",
         )
     )
@@ -251,17 +253,19 @@ def score_against_damage(scores: Sequence[np.ndarray], damage: Sequence[np.ndarr
     return figure
 
 
-def disagreement_map(one: Sequence[np.ndarray], other: Sequence[np.ndarray], title: str, truth: str) -> go.Figure:
-    """Layer by head: how much higher `one` ranks a head (share of all heads) than `other` does."""
+def disagreement_map(
+    one: Sequence[np.ndarray], other: Sequence[np.ndarray], title: str, truth: str, unit: str = "head"
+) -> go.Figure:
+    """Layer by unit: how much higher `one` ranks a unit (share of all of them) than `other` does."""
     below, below_other = as_grid(one), as_grid(other)
     hover = np.full(below.shape, "", object)
-    for layer, head in np.ndindex(below.shape):
-        hover[layer, head] = (
-            f"layer {layer} · head {head}<br>{title}: {below[layer, head]:.0%} of heads lie below<br>"
-            f"{truth}: {below_other[layer, head]:.0%}"
+    for layer, index in np.ndindex(below.shape):
+        hover[layer, index] = (
+            f"layer {layer} · {unit} {index}<br>{title}: {below[layer, index]:.0%} of {unit}s lie below<br>"
+            f"{truth}: {below_other[layer, index]:.0%}"
         )
     ticks = {-1: "too low", 0: "agree", 1: "too high"}
-    return _cells(below - below_other, hover, x="head", height=_height(len(below)), colours="RdBu", ticks=ticks)
+    return _cells(below - below_other, hover, x=unit, height=_height(len(below)), colours="RdBu", ticks=ticks)
 
 
 def agreement_matrix(values: np.ndarray, names: Sequence[str]) -> go.Figure:
