@@ -7,6 +7,7 @@ from amp_explore.models.sharding import devices
 from amp_explore.ui.charts import heads_heatmap, histogram, image_options, layer_distribution, neurons_heatmap
 from amp_explore.ui.session import windows_of
 from amp_explore.ui.shell import open_page, scores_or_wait, scoring_options
+from amp_explore.ui.text import text_of
 
 state = open_page("Importance")
 shape = state.loaded.shape
@@ -107,10 +108,7 @@ with neurons_view:
 
 st.subheader("Download")
 windows = windows_of(state.loaded, scoring.calibration)
-st.caption(
-    f"Scored on {windows.data}: {len(windows.ids)} windows, {windows.tokens:,} tokens; "
-    f"{state.loaded.dtype} on {devices(state.loaded.model)}."
-)
+st.caption(f"Scored on {text_of(windows)}; {state.loaded.dtype} on {devices(state.loaded.model)}.")
 table = pd.concat(
     pd.DataFrame({"layer": number, "unit": unit, "index": range(len(values)), "score": values})
     for unit, layers in (("head", scores.heads), ("neuron", scores.neurons))

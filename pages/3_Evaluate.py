@@ -51,8 +51,8 @@ def commonsense(state: Session) -> None:
         "lm-eval's own tasks, prompts and metrics, zero-shot; ± is the standard error. "
         "The dense result is computed once and kept."
     )
-    names, limit, data, button = st.columns([4, 2, 2, 1.4], vertical_alignment="bottom")
-    tasks = names.multiselect("Tasks", TASKS, TASKS, key="tasks", persist_state="session")
+    tasks = st.multiselect("Tasks", TASKS, TASKS, key="tasks", persist_state="session")
+    limit, data, button = st.columns([2, 2, 1], vertical_alignment="bottom")
     asked = (
         limit.number_input("Questions per task (0: all)", 0, None, 100, 50, key="limit", persist_state="session")
         or None

@@ -23,7 +23,8 @@ PROMPT = "Explain in two sentences why the sky is blue."
 def measuring(state: Session) -> None:
     """What to measure, and the job that does it."""
     device, context = state.loaded.device, context_of(state.loaded.model) or 4096
-    first, second, third, fourth, fifth, last = st.columns([3, 4, 1.6, 1.6, 2, 1.5], vertical_alignment="bottom")
+    first, second = st.columns([3, 4])
+    third, fourth, fifth, last = st.columns(4, vertical_alignment="bottom")
     batches = first.multiselect("Batch sizes", [1, 2, 4, 8, 16, 32, 64], [1], key="batches", persist_state="session")
     modes_help = "\n\n".join(f"**{mode}** {MODES[mode]}" for mode in modes_on(device))
     new_tokens = third.number_input("New tokens", 1, 1024, 32, key="new_tokens", persist_state="session")
@@ -79,8 +80,10 @@ def rows_of(state: Session, kept: Iterable[dict]) -> pd.DataFrame:
             for figure, measured in result.get(side, {}).items():
                 if figure == "setup":
                     continue
-                rows.append(_row(side, plan, figure, measured, ratios.get(figure), result[side]["setup"], machine))
-    return pd.DataFrame(rows)
+                ratio = ratios.get(figure) if side == "pruned" else None
+                rows.append(_row(side, plan, figure, measured, ratio, result[side]["setup"], machine))
+    table = pd.DataFrame(rows)
+    return table if table.empty else table.sort_values(["phase", "batch", "tokens", "side"], kind="stable")
 
 
 def _row(side: str, plan, figure: str, measured: dict, ratio: dict | None, setup: dict, machine: Machine) -> dict:
@@ -103,7 +106,7 @@ def _row(side: str, plan, figure: str, measured: dict, ratio: dict | None, setup
         "roofline": roofline,
         "share": measured["median"] / roofline,
         "limit": work.limit(machine, tokens / measured["median"]),
-        "speed-up": ratio and f"{ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f})",
+        "speed-up": f"{ratio['median']:.2f}× ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else "",
     }
 
 
@@ -165,7 +168,7 @@ def streaming(state: Session) -> None:
     st.caption("Both write greedily, a few tokens each in turn, and each one's clock runs only while it writes.")
     loaded, plan, bench = state.loaded, state.plan, workbench()
     prompt = st.text_area("Prompt", PROMPT, max_chars=4000, key="prompt", persist_state="session")
-    columns = st.columns([2, 2, 2, 3], vertical_alignment="bottom")
+    columns = st.columns([2, 3, 2, 1], vertical_alignment="bottom")
     most = columns[0].number_input("Tokens at most", 8, 1024, 96, 8, key="write", persist_state="session")
     chat = columns[1].toggle(
         "As a chat message",

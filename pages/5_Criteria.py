@@ -30,7 +30,7 @@ from amp_explore.ui.shell import (
     start,
     wait_for,
 )
-from amp_explore.ui.text import EVIDENCE, by_reason, option, repair_option
+from amp_explore.ui.text import EVIDENCE, by_reason, option, repair_option, text_of
 
 state = open_page("Criteria")
 bench, loaded, shape = workbench(), state.loaded, state.loaded.shape
@@ -68,7 +68,7 @@ def collected() -> dict[str, Scores]:
     there, job = scored(topic), latest_job(topic)
     missing = [name for name in CRITERIA if name not in there and not criteria.unavailable(name, loaded)]
     if not missing:
-        return there
+        return in_order(there)
     known = bench.kinds_of_evidence(loaded, windows)
     lacks = {name: [kind for kind in PASSES if kind in CRITERIA[name].needs - known] for name in missing}
     if job is None or job.state == "done":
@@ -93,7 +93,12 @@ def collected() -> dict[str, Scores]:
     reasons |= {name: "take longer" for name in missing if not lacks[name] and CRITERIA[name].slow}
     if reasons:
         st.caption(f":gray[Not shown yet · {by_reason(reasons)}]")
-    return dict(there)
+    return in_order(there)
+
+
+def in_order(there: dict[str, Scores]) -> dict[str, Scores]:
+    """Scores in the order of the list of criteria, whichever came first."""
+    return {name: there[name] for name in CRITERIA if name in there}
 
 
 def is_quick(name: str) -> bool:
@@ -141,7 +146,7 @@ def truth() -> AblationMap | None:
         wait_for(job)
     show_failure(topic)
     if done:
-        st.caption(f"{done} of {total} measured, on {text.data}: {len(text.ids)} windows, {text.tokens:,} tokens.")
+        st.caption(f"{done} of {total} measured, on {text_of(text)}.")
     return known if done else None
 
 
@@ -171,11 +176,13 @@ def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
                 "95 % interval ": f"{inside.low:+.2f} to {inside.high:+.2f}",
             }
         )
-    table = pd.DataFrame(rows).sort_values("whole model", ascending=False)
+    table = pd.DataFrame(rows).sort_values("within layers, mean", ascending=False)
     st.markdown(f"**Spearman's rank correlation of scores with the measured damage of {one}s** (1: the same order)")
+    st.caption("A uniform budget compares units within layers; one threshold compares all units of the model.")
     st.dataframe(
         table,
         hide_index=True,
+        height="content",
         column_config={name: st.column_config.NumberColumn(format="%+.2f") for name in table.columns[1::2]},
     )
     st.download_button("CSV", table.to_csv(index=False), "agreement.csv", "text/csv", icon=":material/download:")
@@ -188,6 +195,7 @@ def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
     )
     left, right = st.columns(2)
     with left:
+        st.markdown(f"**Score and damage of every {one}**")
         st.plotly_chart(
             score_against_damage(by[name], damage, CRITERIA[name].title, one),
             key="scatter",
@@ -196,6 +204,7 @@ def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
             config=image_options("score-against-damage", "PNG"),
         )
     with right:
+        st.markdown(f"**Where {CRITERIA[name].title} ranks {one}s higher or lower than the truth**")
         there = [np.where(np.isfinite(rises), values, np.nan) for values, rises in zip(by[name], damage, strict=True)]
         st.plotly_chart(
             disagreement_map(agreement.ranks(there), agreement.ranks(damage), CRITERIA[name].title, "truth", one),
@@ -217,7 +226,7 @@ def opened(chart: str) -> None:
 def against_each_other(scores: dict[str, Scores]) -> None:
     """How alike the criteria rank, and what they would remove."""
     st.subheader("Criteria against each other")
-    left, right = st.columns([1, 3], vertical_alignment="bottom")
+    left, right = st.columns([2, 5], vertical_alignment="bottom")
     unit = left.segmented_control(
         "Of", ["heads", "neurons"], default="heads", required=True, key="alike_unit", persist_state="session"
     )
@@ -236,15 +245,15 @@ def against_each_other(scores: dict[str, Scores]) -> None:
     both.plotly_chart(agreement_matrix(removed, titles), key="overlap", config=image_options("overlap", "PNG"))
 
 
-def sweep(there: dict[str, Scores]) -> None:
+def sweep() -> None:
     """All criteria, ratios and repairs in one background job, with a table and a curve of quality against size."""
     st.subheader("What their plans leave")
-    upper, lower = st.columns([3, 2]), st.columns([2, 2, 2, 1.4], vertical_alignment="bottom")
+    upper, middle, lower = st.columns([3, 2]), st.columns(2), st.columns([3, 1], vertical_alignment="bottom")
     names = upper[0].multiselect(
         "Criteria",
-        list(there),
-        [n for n in ("amp", "wanda-sp", "flap") if n in there],
-        format_func=lambda name: CRITERIA[name].title,
+        [name for name in CRITERIA if not criteria.unavailable(name, loaded)],
+        ["amp", "wanda-sp", "flap"],
+        format_func=lambda name: option(CRITERIA[name]),
         key="sweep_criteria",
         persist_state="session",
     )
@@ -255,7 +264,7 @@ def sweep(there: dict[str, Scores]) -> None:
         key="sweep_ratios",
         persist_state="session",
     )
-    budgets = lower[0].multiselect(
+    budgets = middle[0].multiselect(
         "Budgets",
         list(ALLOCATIONS),
         ["uniform"],
@@ -263,7 +272,7 @@ def sweep(there: dict[str, Scores]) -> None:
         format_func=lambda name: option(ALLOCATIONS[name]),
         persist_state="session",
     )
-    methods = lower[1].multiselect(
+    methods = middle[1].multiselect(
         "Repairs",
         ["none", *METHODS],
         ["none"],
@@ -271,7 +280,7 @@ def sweep(there: dict[str, Scores]) -> None:
         format_func=repair_option,
         persist_state="session",
     )
-    count = lower[2].select_slider(
+    count = lower[0].select_slider(
         "Windows for perplexity", [1, 4, 16, 64], 4, key="sweep_windows", persist_state="session"
     )
     text, topic = evaluation(loaded, count), f"sweep:{state.fingerprint}:{loaded.dtype}"
@@ -292,7 +301,7 @@ def sweep(there: dict[str, Scores]) -> None:
 
     job = latest_job(topic)
     running = job is not None and job.active
-    if lower[3].button(
+    if lower[1].button(
         "Compare", type="primary", disabled=running or not all((names, ratios, budgets, methods)), width="stretch"
     ):
         job = start("Comparison", topic, work)
@@ -309,7 +318,7 @@ def sweep(there: dict[str, Scores]) -> None:
     st.download_button(
         "CSV", table.to_csv(index=False), "comparison.csv", "text/csv", icon=":material/download:", key="sweep_csv"
     )
-    st.caption(f"Perplexity on {text.data}: {len(text.ids)} windows, {text.tokens:,} tokens; {loaded.dtype}.")
+    st.caption(f"Perplexity on {text_of(text)}; {loaded.dtype}.")
 
 
 if "open_layer" in st.session_state:
@@ -321,4 +330,4 @@ if measured is not None and there:
     against_truth(there, measured)
 if there:
     against_each_other(there)
-    sweep(there)
+sweep()

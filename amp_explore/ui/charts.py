@@ -249,7 +249,7 @@ def score_against_damage(
     )
     figure.update_xaxes(title=f"score, {title}", type="log" if (x[there] > 0).all() else "linear")
     figure.update_yaxes(title="rise of the loss, nats per token")
-    figure.update_layout(height=420, margin={"t": 20, "b": 50, "l": 60, "r": 10})
+    figure.update_layout(height=_height(len(scores)), margin={"t": 20, "b": 50, "l": 60, "r": 10})
     return figure
 
 

@@ -11,7 +11,7 @@ from amp_explore.jobs import Job
 from amp_explore.repair import METHODS
 from amp_explore.ui.session import Session, evaluation, window_of, workbench
 from amp_explore.ui.shell import latest_job, show_failure, start, submit, wait_for
-from amp_explore.ui.text import compact, megabytes, signed_percent
+from amp_explore.ui.text import compact, megabytes, signed_percent, text_of
 from amp_explore.workbench import LIVE_WINDOWS
 
 _CHOICES = [1, 2, 4, 8, 16, 64]
@@ -66,7 +66,7 @@ def live_perplexity(state: Session, windows: TokenWindows) -> None:
     if dense is None or pruned is None:
         known = f"{dense['value']:.2f} dense" if dense else None
         st.metric(label, "measuring …", known, delta_color="off", delta_arrow="off")
-        _data(windows)
+        st.caption(text_of(windows))
         _measure(state, f"{plan.digest}:{windows.digest}:{loaded.dtype}", windows)
         return
     times = pruned["value"] / dense["value"]
@@ -81,7 +81,7 @@ def live_perplexity(state: Session, windows: TokenWindows) -> None:
         help=f"exp of the mean loss of {pruned['tokens_scored']:,} tokens, {pruned['dtype']} on {pruned['device']}"
         + (f"; loss {pruned['loss']:.4f} ± {error:.4f} (standard error over windows)" if error else ""),
     )
-    _data(windows)
+    st.caption(text_of(windows))
 
 
 def _repaired(state: Session) -> bool:
@@ -104,11 +104,6 @@ def _repaired(state: Session) -> bool:
     else:
         st.caption(f"{METHODS[plan.repair.method].title}: {METHODS[plan.repair.method].says}")
     return False
-
-
-def _data(windows: TokenWindows) -> None:
-    count = len(windows.ids)
-    st.caption(f"{windows.data}: {count} window{'s' if count > 1 else ''}, {windows.tokens:,} tokens")
 
 
 def _measure(state: Session, wanted: str, windows: TokenWindows) -> None:

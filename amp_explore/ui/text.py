@@ -1,9 +1,10 @@
-"""Numbers and methods as people read them. The space before a unit does not break."""
+"""Numbers, texts and methods as people read them. The space before a unit does not break."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from amp_explore.calibration import TokenWindows
 from amp_explore.criteria import CRITERIA, Criterion, Method
 from amp_explore.repair import METHODS
 
@@ -31,6 +32,12 @@ def signed_percent(value: float, reference: float) -> str:
     """A change: '−12.3 %'."""
     change = 100 * (value / reference - 1) if reference else 0.0
     return f"{change:+.1f}\N{NO-BREAK SPACE}%".replace("-", "−") if abs(change) >= 0.05 else "±0\N{NO-BREAK SPACE}%"
+
+
+def text_of(windows: TokenWindows) -> str:
+    """Which text, and how much of it."""
+    count = len(windows.ids)
+    return f"{windows.data}: {count} window{'s' if count > 1 else ''}, {windows.tokens:,} tokens"
 
 
 def explained(method: Criterion | Method) -> str:
