@@ -313,8 +313,20 @@ def sweep() -> None:
     if not rows:
         return
     table = pd.DataFrame([row.as_dict() for row in rows])
-    st.plotly_chart(quality_curves(table), key="quality", config=image_options("quality", "PNG"))
-    st.dataframe(table.drop(columns=["heads_criterion", "loss", "plan"]), hide_index=True)
+    titles = {name: method.title for name, method in (CRITERIA | ALLOCATIONS | METHODS).items()}
+    st.plotly_chart(quality_curves(table, titles), key="quality", config=image_options("quality", "PNG"))
+    st.dataframe(
+        table.drop(columns=["heads_criterion", "loss", "plan"]).replace(titles),
+        hide_index=True,
+        column_config={
+            "allocation": "budget",
+            "ratio": st.column_config.NumberColumn("asked for", format="percent"),
+            "removed": st.column_config.NumberColumn(format="percent"),
+            "parameters": st.column_config.NumberColumn(format="localized"),
+            "perplexity": st.column_config.NumberColumn(format="%.2f"),
+            "loss_stderr": st.column_config.NumberColumn("± of the loss", format="%.4f"),
+        },
+    )
     st.download_button(
         "CSV", table.to_csv(index=False), "comparison.csv", "text/csv", icon=":material/download:", key="sweep_csv"
     )

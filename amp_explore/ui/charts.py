@@ -14,7 +14,7 @@ from amp_explore.criteria import Scores
 
 Scale = Literal["linear", "log", "per layer"]
 
-DENSE, PRUNED = "#8a94a6", "#2f7de1"
+DENSE, PRUNED, SPREAD = "#8a94a6", "#2f7de1", "#d98200"  # readable on light and on dark pages
 
 
 def as_grid(layers: Sequence[np.ndarray]) -> np.ndarray:
@@ -167,7 +167,7 @@ def side_by_side(
             name=side,
             x=list(names),
             y=list(values),
-            error_y={"array": list(errors)},
+            error_y={"array": list(errors), "color": SPREAD},
             marker={"color": colour},
         )
     figure.update_yaxes(title=y, rangemode="tozero")
@@ -241,7 +241,13 @@ def score_against_damage(
             x=x[there],
             y=y[there],
             mode="markers",
-            marker={"color": layer[there], "colorscale": "Viridis", "size": 7, "colorbar": {"title": "layer"}},
+            marker={
+                "color": layer[there],
+                "colorscale": "Viridis",
+                "size": 7,
+                "colorbar": {"title": "layer"},
+                "line": {"color": DENSE, "width": 1},  # the darkest are not seen on a dark page without it
+            },
             customdata=layer[there],  # one number: Streamlit turns rows into something else
             text=[f"layer {at} · {unit} {which}" for at, which in zip(layer[there], index[there], strict=True)],
             hovertemplate="%{text}<br>score %{x:.4g}<br>loss %{y:+.4f} nats<extra></extra>",
@@ -301,7 +307,7 @@ def agreement_matrix(values: np.ndarray, names: Sequence[str]) -> go.Figure:
     return figure
 
 
-def quality_curves(table: pd.DataFrame) -> go.Figure:
+def quality_curves(table: pd.DataFrame, titles: Mapping[str, str]) -> go.Figure:
     """Perplexity against what is left of the parameters: one line for each criterion, budget and repair."""
     figure = go.Figure()
     dense = table[table.criterion == "dense"]
@@ -314,7 +320,7 @@ def quality_curves(table: pd.DataFrame) -> go.Figure:
             x=rows.parameters / 1e6,
             y=rows.perplexity,
             mode="lines+markers",
-            name=" · ".join(parts),
+            name=" · ".join(titles[part] for part in parts),
             hovertemplate="%{x:.1f} M parameters<br>perplexity %{y:.2f}",
         )
     figure.update_xaxes(title="parameters, millions")
