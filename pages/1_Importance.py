@@ -16,7 +16,7 @@ scores = scores_or_wait(state, scoring)
 if scores is None:
     st.stop()
 
-scale_picker, order_picker, image_picker = st.columns([2, 2, 1])
+scale_picker, order_picker, image_picker = st.columns([3, 3, 2])
 scale = scale_picker.segmented_control(
     "Colours",
     ["linear", "log", "per layer"],
@@ -115,7 +115,7 @@ table = pd.concat(
     for number, values in enumerate(layers)
 )
 metadata = {**scoring.made_by(), **state.loaded.describe(), **windows.describe()}
-csv, tensors, _ = st.columns([1, 1, 3])
+csv, tensors, _ = st.columns([1, 1, 2])
 csv.download_button(
     "CSV",
     table.to_csv(index=False),

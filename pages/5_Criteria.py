@@ -324,7 +324,7 @@ def sweep() -> None:
             "removed": st.column_config.NumberColumn(format="percent"),
             "parameters": st.column_config.NumberColumn(format="localized"),
             "perplexity": st.column_config.NumberColumn(format="%.2f"),
-            "loss_stderr": st.column_config.NumberColumn("± of the loss", format="%.4f"),
+            "loss_stderr": st.column_config.NumberColumn("loss ±", format="%.4f"),
         },
     )
     st.download_button(
