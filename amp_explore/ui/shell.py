@@ -204,7 +204,7 @@ def scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
 
 def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None] | None = None) -> Scoring:
     """The pickers for criterion and calibration, the same on every page, and what the criterion says."""
-    left, right = container.columns([1, 2])
+    left, right = container.columns([3, 4])
 
     def named(name: str) -> str:
         if unavailable(name, loaded):
