@@ -126,9 +126,9 @@ def truth() -> AblationMap | None:
         "Windows for the ablation", [1, 2, 4, 8, 16], 2, key="ablation_windows", persist_state="session"
     )
     block = middle.selectbox(
-        "Of",
+        "What is taken out",
         [None, 64, 128, 256, 512],
-        format_func=lambda size: f"heads and blocks of {size} neurons" if size else "heads",
+        format_func=lambda size: f"each head, each block of {size} neurons" if size else "each head",
         key="ablation_block",
         persist_state="session",
     )
@@ -171,9 +171,9 @@ def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
             {
                 "criterion": CRITERIA[name].title,
                 "whole model": whole.value,
-                "95 % interval": f"{whole.low:+.2f} to {whole.high:+.2f}",
+                "95 % interval": interval(whole),
                 "within layers, mean": inside.value,
-                "95 % interval ": f"{inside.low:+.2f} to {inside.high:+.2f}",
+                "95 % interval ": interval(inside),
             }
         )
     table = pd.DataFrame(rows).sort_values("within layers, mean", ascending=False)
@@ -214,6 +214,11 @@ def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
             config=image_options("disagreement", "PNG"),
         )
     st.caption("Click a point to open its layer on the Importance page.")
+
+
+def interval(of: agreement.Agreement) -> str:
+    """In words; a dash where too little is known."""
+    return f"{of.low:+.2f} to {of.high:+.2f}" if np.isfinite(of.low) else "–"
 
 
 def opened(chart: str) -> None:

@@ -462,7 +462,7 @@ def test_the_measured_truth_and_every_criterion_stand_side_by_side(visit):
     assert any(f"{LAYERS * HEADS} of {LAYERS * HEADS} measured" in caption.value for caption in app.caption)
     assert errors(app) == ""
 
-    choose(app, "Of", 64)  # the layers are narrower: one block each
+    choose(app, "What is taken out", 64)  # the layers are narrower: one block each
     press(app, "Measure every one")
     [each for each in app.segmented_control if each.label == "Damage by"][0].set_value("neurons")
     settle(app)
