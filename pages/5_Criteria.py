@@ -109,9 +109,15 @@ def is_quick(name: str) -> bool:
 def score_all(there: dict[str, Scores], names: list[str], wanted: set[str], job: Job) -> None:
     """Collect what is wanted, and add the scores by these criteria to what is there."""
     bench.evidence(loaded, windows, wanted, progress=job)
+    failed = []
     for number, name in enumerate(names):
         job(number, len(names), CRITERIA[name].title)
-        there[name] = bench.scores(loaded, windows, name)
+        try:
+            there[name] = bench.scores(loaded, windows, name)
+        except AmpExploreError as error:  # the others can still be scored
+            failed.append(str(error))
+    if failed:
+        raise AmpExploreError(" · ".join(failed))
 
 
 def truth() -> AblationMap | None:
