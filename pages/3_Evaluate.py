@@ -10,7 +10,7 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
 from amp_explore.ui.charts import image_options, side_by_side
 from amp_explore.ui.live import live_perplexity
-from amp_explore.ui.session import Session, evaluation, window_of, workbench
+from amp_explore.ui.session import WINDOW, Session, evaluation, window_of, workbench
 from amp_explore.ui.shell import latest_job, open_page, own_text, show_failure, start, wait_for
 from amp_explore.workbench import task_setup
 
@@ -129,6 +129,7 @@ def command(state: Session) -> str:
     chosen = st.session_state
     words = ["python", "-m", "amp_explore", "measure", "--model", state.source, "--plan", "plan.json"]
     words += ["--dtype", state.loaded.dtype, "--perplexity", "--windows", str(chosen.evaluate_windows)]
+    words += ["--window", str(window)] if (window := window_of(state.loaded)) != WINDOW else []
     if chosen.evaluate_text == "own":
         words += ["--text", "text.txt"]
     elif chosen.evaluate_text != "wiki":
