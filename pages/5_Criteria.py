@@ -133,11 +133,12 @@ def truth() -> AblationMap | None:
     )
     block = middle.selectbox(
         "What is taken out",
-        [None, 64, 128, 256, 512],
+        [0, 64, 128, 256, 512],
         format_func=lambda size: f"each head, each block of {size} neurons" if size else "each head",
         key="ablation_block",
         persist_state="session",
     )
+    block = block or None
     text = windows_of(loaded, calibration.of(count))
     known = known_ablations(bench, loaded, text, block=block)
     total = len(ablations(shape, block))
