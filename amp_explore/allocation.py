@@ -249,9 +249,10 @@ def _fill_with_neurons(
 def _stops(ranking: Ranking, unit: Unit, number: int, multiple: int = 1) -> list[int]:
     """How many units of a layer may go, in ascending order: whole groups, or so many that a multiple stays."""
     layer = ranking.shape.layers[number]
-    most, groups = getattr(layer, unit), (_head_groups if unit == "heads" else _neuron_groups)(layer)
+    most = getattr(layer, unit)
     if not ranking.whole_groups:
-        return sorted({most, *(most - kept for kept in range(0, most + 1, multiple)), 0})
+        return sorted({0, *(most - kept for kept in range(0, most + 1, multiple))})
+    groups = (_head_groups if unit == "heads" else _neuron_groups)(layer)
     ends = np.flatnonzero(np.diff(groups[getattr(ranking, unit)[number]])) + 1
     return [0, *ends.tolist(), most]
 

@@ -54,7 +54,7 @@ def influences(
     Raises:
         AmpExploreError: weights are spread over devices or offloaded.
     """
-    refuse_spread(loaded.model, "1 - cos of blocks")
+    refuse_spread(loaded.model, "1 - cos of blocks needs", "take another budget")
     empty, found = PruningPlan.empty(loaded.shape), []
     with torch.inference_mode():
         states = [entering(loaded, 0, ids) for ids in even_batches(windows.ids, loaded.device)]

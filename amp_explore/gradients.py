@@ -17,7 +17,7 @@ from amp_explore.calibration import TokenWindows
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import LayerParts, as_linear, decoder_layers, inputs_of, layer_parts, share
 from amp_explore.models.loading import LoadedModel
-from amp_explore.models.sharding import is_spread
+from amp_explore.models.sharding import refuse_spread
 from amp_explore.progress import Progress, no_progress
 from amp_explore.statistics import add_to
 
@@ -53,8 +53,7 @@ def collect(loaded: LoadedModel, windows: TokenWindows, *, progress: Progress = 
     Raises:
         AmpExploreError: weights are spread over devices or offloaded, or no window has two tokens.
     """
-    if is_spread(loaded.model):
-        raise AmpExploreError("gradients need the whole model on one device; take a criterion that needs none")
+    refuse_spread(loaded.model, "gradients need", "take a criterion that needs none")
     usable = [ids for ids in windows.ids if len(ids) > 1]
     if not usable:
         raise AmpExploreError("no calibration window has two tokens, so there is no loss; take a longer text")

@@ -122,7 +122,7 @@ def repair_layer(loaded: LoadedModel, plan: PruningPlan, number: int, evidence: 
     Raises:
         AmpExploreError: weights are spread over devices or offloaded.
     """
-    refuse_spread(loaded.model, "a repair")
+    refuse_spread(loaded.model, "a repair needs", "leave the plan unrepaired")
     layer = slice_layer(loaded, plan, number)
     whole = dict(_projections(decoder_layers(loaded.model)[number], loaded))
     gone = _removed_inputs(plan, number)
@@ -163,7 +163,7 @@ def fit_sequentially(
     The hidden states of all windows, of the dense model and of the repaired one, are in memory for one layer at a time.
     `progress` counts batches through layers and may cancel before each.
     """
-    refuse_spread(loaded.model, "a repair")
+    refuse_spread(loaded.model, "a repair needs", "leave the plan unrepaired")
     layers = plan.changed_layers
     nothing = {"attention": torch.empty(0), "mlp": torch.empty(0)}
     fits = [Fit(**nothing) for _ in plan.heads]

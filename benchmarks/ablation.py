@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from amp_explore.plan import PruningPlan
 from amp_explore.slicing import slice_model
 from amp_explore.store import Store
 from amp_explore.workbench import Workbench
+from benchmarks import in_turn
 
 
 def run(*, heads: int = 45, windows: int = 2, dtype: str = "float32", seed: int = 0) -> dict[str, object]:
@@ -37,17 +37,13 @@ def run(*, heads: int = 45, windows: int = 2, dtype: str = "float32", seed: int 
         bench = Workbench(Store(Path(folder)))
         bench.perplexity(loaded, PruningPlan.empty(loaded.shape), text)
         for number, which in enumerate(drawn):
-            plan, losses = every[which][-1], {}
+            plan = every[which][-1]
             ways = {
                 "ours": lambda plan=plan: bench.perplexity(loaded, plan, text),
                 "afresh": lambda plan=plan: perplexity(slice_model(loaded, plan), text),
             }
-            for name in list(ways)[:: 1 if number % 2 else -1]:
-                start = time.perf_counter()
-                losses[name] = ways[name]()["loss"]
-                seconds[name].append(time.perf_counter() - start)
-            if losses["ours"] != losses["afresh"]:
-                raise ValueError(f"the two ways differ: {losses}")
+            for name, taken in in_turn(ways, number).items():
+                seconds[name].append(taken)
     totals = {name: sum(each) for name, each in seconds.items()}
     return {
         "ablation_speedup": totals["afresh"] / totals["ours"],

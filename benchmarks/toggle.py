@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from amp_explore.perplexity import perplexity
 from amp_explore.slicing import slice_model
 from amp_explore.store import Store
 from amp_explore.workbench import LIVE_WINDOWS, Workbench
+from benchmarks import in_turn
 
 RATIO = 0.2
 
@@ -68,13 +68,7 @@ def _edits(dtype: str, count: int, edits: int, seed: int) -> dict[str, object]:
                 "ours": lambda plan=plan: bench.perplexity(loaded, plan, text),
                 "afresh": lambda plan=plan: perplexity(slice_model(loaded, plan), text),
             }
-            seconds, losses = {}, {}
-            for name in list(ways)[:: 1 if number % 2 else -1]:
-                start = time.perf_counter()
-                losses[name] = ways[name]()["loss"]
-                seconds[name] = time.perf_counter() - start
-            if losses["ours"] != losses["afresh"]:
-                raise ValueError(f"the two ways differ: {losses}")
+            seconds = in_turn(ways, number)
             rows.append((layer, seconds["ours"], seconds["afresh"]))
     layer, ours, afresh = map(np.array, zip(*rows, strict=True))
     return {

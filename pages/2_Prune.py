@@ -21,9 +21,12 @@ state = open_page("Prune")
 shape = state.loaded.shape
 MOST = int(1000 * shape.prunable_parameters / shape.parameters) / 10  # percent of all parameters that can go
 ALL = (0, 0, len(shape.layers) - 1, max((*shape.heads, *shape.neurons)))
-BARE = costs_of_plan(state.dense.with_box("heads", ALL, True).with_box("neurons", ALL, True))
-MOST_FLOPS = int(1000 * (1 - BARE.flops_per_token / costs_of_plan(state.dense).flops_per_token)) / 10
-LEAST, DENSE = (math.ceil(costs.weight_bytes / 2**20) for costs in (BARE, costs_of_plan(state.dense)))  # MiB
+WHOLE, BARE = (
+    costs_of_plan(state.dense),
+    costs_of_plan(state.dense.with_box("heads", ALL, True).with_box("neurons", ALL, True)),
+)
+MOST_FLOPS = int(1000 * (1 - BARE.flops_per_token / WHOLE.flops_per_token)) / 10
+LEAST, DENSE = (math.ceil(costs.weight_bytes / 2**20) for costs in (BARE, WHOLE))  # MiB
 
 
 def keep_size() -> None:

@@ -37,10 +37,10 @@ def is_spread(model: nn.Module) -> bool:
     return hasattr(model, "hf_device_map")
 
 
-def refuse_spread(model: nn.Module, what: str) -> None:
-    """Raise `AmpExploreError` where `what` needs the whole model on one device and it is not."""
+def refuse_spread(model: nn.Module, needs: str, instead: str) -> None:
+    """Raise `AmpExploreError`, "NEEDS the whole model on one device; INSTEAD", where its weights are spread."""
     if is_spread(model):
-        raise AmpExploreError(f"{what} needs the whole model on one device; this one is spread over several")
+        raise AmpExploreError(f"{needs} the whole model on one device; {instead}")
 
 
 def devices(model: nn.Module) -> str:
