@@ -11,7 +11,7 @@ import hashlib
 import random
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -86,7 +86,7 @@ def calibration_windows(
         return file_windows(tokenizer, text, window=window, windows=windows, bos=bos)
     if source == "alpaca":
         return _alpaca_prompts(tokenizer, window, bos, seed)
-    ids = _tokenise(tokenizer, _half(source, "calibration"))
+    ids = _bundled(tokenizer, source, "calibration")
     chosen = _consecutive(ids, window, None)
     if windows < len(chosen):
         picked = sorted(random.Random(seed).sample(range(len(chosen)), _positive(windows, "windows")))
@@ -114,7 +114,7 @@ def evaluation_windows(
         rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
         ids, label = _tokenise(tokenizer, "\n\n".join(row["text"] for row in rows)), "WikiText-2 test"
     else:
-        ids, label = _tokenise(tokenizer, _half(source, "evaluation")), f"{source}, evaluation half"
+        ids, label = _bundled(tokenizer, source, "evaluation"), f"{source}, evaluation half"
     return _with_bos(tokenizer, _consecutive(ids, window, windows), bos, label)
 
 
@@ -129,6 +129,14 @@ def file_windows(
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text; convert it first") from None
     return _with_bos(tokenizer, _consecutive(_tokenise(tokenizer, text), window, windows), bos, Path(path).name)
+
+
+@lru_cache(maxsize=12)  # every measurement of a repaired plan asks for the text that it was repaired on
+def _bundled(
+    tokenizer: PreTrainedTokenizerBase, source: str, which: Literal["calibration", "evaluation"]
+) -> torch.Tensor:
+    """(tokens,) int64 of one half of a bundled text."""
+    return _tokenise(tokenizer, _half(source, which))
 
 
 def _half(source: str, which: Literal["calibration", "evaluation"]) -> str:
