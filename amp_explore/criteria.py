@@ -249,6 +249,16 @@ def cfsp_neurons(layer: Layer) -> torch.Tensor:
     return sum(part / part.sum() for part in parts) * activity
 
 
+def routed_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) `mean ||g_e E_e(h)||_2` of the neuron's expert e, over all tokens: what routing makes of its output
+    (REAP, Lasby et al. 2025, arXiv 2510.13999, which takes the mean over the tokens that are sent to e). Where a model
+    has layers without experts too, their neurons are scored by `amp_neurons`."""
+    of_experts = layer.activations.expert_output
+    if not len(of_experts):
+        return amp_neurons(layer)
+    return of_experts.repeat_interleave(_down(layer).shape[1] // len(of_experts))
+
+
 # Gradients
 
 
@@ -425,6 +435,14 @@ CRITERIA: dict[str, Criterion] = {
         heads=None,
         neurons=cfsp_neurons,
     ),
+    "routed-output": Criterion(
+        title="Routed output",
+        says="What the neuron's whole expert writes, and how often tokens are sent there: for whole experts.",
+        formula="neuron of expert e: mean ‖g_e E_e(h)‖₂",
+        source="REAP, Lasby et al. 2025, arXiv 2510.13999",
+        heads=None,
+        neurons=routed_neurons,
+    ),
     "taylor": Criterion(
         title="Taylor, first order",
         says="The loss's change to first order when the whole unit goes.",
@@ -545,6 +563,8 @@ def unavailable(criterion: str, loaded: LoadedModel) -> str | None:
     """Why a criterion cannot be used on this model; None where it can."""
     if "gradients" in CRITERIA[criterion].needs and is_spread(loaded.model):
         return "it needs gradients, and those need the whole model on one device"
+    if criterion == "routed-output" and max(layer.experts for layer in loaded.shape.layers) == 1:
+        return "it scores whole experts, and there are none"
     return None
 
 
@@ -554,9 +574,12 @@ def score(loaded: LoadedModel, evidence: Evidence, criterion: str = "amp", heads
     `heads` is the criterion for heads where it is another one; of criteria that score neurons alone, amp's.
 
     Raises:
-        AmpExploreError: an unknown criterion, or a score that is not a finite number.
+        AmpExploreError: a criterion that is unknown or not for this model, or a score that is not a finite number.
     """
     check(criterion, heads)
+    for name in {criterion, heads_by(criterion, heads)}:
+        if reason := unavailable(name, loaded):
+            raise AmpExploreError(f"criterion {name!r} cannot score this model: {reason}; take another")
     by_head, by_neuron = CRITERIA[heads_by(criterion, heads)].heads, CRITERIA[criterion].neurons
     with torch.inference_mode():
         layers = list(_layers(loaded, evidence))

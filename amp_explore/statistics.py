@@ -12,7 +12,7 @@ come in two parts, of disjoint windows: what is fitted on the one is checked on 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +20,14 @@ from torch import nn
 
 from amp_explore.calibration import TokenWindows
 from amp_explore.errors import AmpExploreError
+from amp_explore.models.experts import DownProjection, MixtureOfExperts
 from amp_explore.models.families import decoder_layers, head_slices, layer_parts, share
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.shapes import ModelShape
 from amp_explore.models.sharding import memory
 from amp_explore.progress import Progress, no_progress
 
-VERSION = 3
+VERSION = 4
 """Part of every cache key; goes up whenever the numbers below change."""
 
 HELD_OUT = 8
@@ -61,6 +62,9 @@ class LayerStatistics:
     """(neurons,) of a."""
     neuron_variance: torch.Tensor
     """(neurons,) of a."""
+    expert_output: torch.Tensor
+    """(experts,) `|| g_e E_e(h) ||_2`, what expert e writes with its routing weight, 0 for tokens sent elsewhere; empty
+    without a mixture of experts."""
     angle: torch.Tensor
     """() between what enters and what leaves the layer, as a share of pi."""
 
@@ -160,6 +164,7 @@ def _averages(sums: dict[str, torch.Tensor], prompts: int, tokens: int) -> Layer
         "attention_variance": variance["attention"],
         "neuron_mean": mean["neuron_sum"],
         "neuron_variance": variance["neuron"],
+        "expert_output": sums["expert_output"] / tokens,
         "angle": sums["angle"] / tokens,
     }
     return LayerStatistics(**{name: value.float().cpu() for name, value in fields.items()})
@@ -191,6 +196,10 @@ class _Sums:
             layer.register_forward_hook(self._layer_hook(self.layers[number]))
             parts.o.register_forward_pre_hook(self._attention_hook(self.layers[number], parts.head_dim))
             parts.down.register_forward_pre_hook(self._neurons_hook(self.layers[number]))
+            if isinstance(parts.mlp, MixtureOfExperts):
+                parts.down.register_forward_pre_hook(self._experts_hook(self.layers[number], parts.mlp.widths))
+            else:
+                self.layers[number]["expert_output"] = torch.zeros(0)
 
     def add(self, ids: torch.Tensor, attended: torch.Tensor, held_out: bool) -> None:
         """Run a batch of prompts (B, T) through the decoder alone: the vocabulary projection is not needed."""
@@ -237,6 +246,15 @@ class _Sums:
             add_to(sums, neuron_magnitude=magnitude.sum(0), neuron_norm=magnitude.square().sum(0))
             self._moments(sums, "neuron", a)
             self._gram(sums, "mlp", a)
+
+        return add
+
+    def _experts_hook(self, sums: dict[str, torch.Tensor], widths: Sequence[int]):
+        def add(down: DownProjection, inputs: tuple[torch.Tensor]) -> None:
+            a = self._attended(inputs[0].view(*self.attended.shape, -1)).flatten(0, 1)  # (B * T, neurons)
+            parts = zip(a.split(widths, 1), down.weight.split(widths), strict=True)
+            norms = [torch.linalg.vector_norm((part @ weight).float(), dim=1).sum() for part, weight in parts]
+            add_to(sums, expert_output=torch.stack(norms))
 
         return add
 

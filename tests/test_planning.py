@@ -197,6 +197,17 @@ def test_the_groups_that_go_first_have_the_lowest_mean_scores():
     assert set(groups[plan.heads[0]]) == {int(np.argmin(means))}
 
 
+def test_whole_experts_go_by_what_they_write(bench):
+    loaded = tiny("mixtral")
+    recipe = Recipe(0.3, criterion="routed-output", whole_groups=True)
+    plan = make_plan(bench, loaded, WINDOWS, recipe)
+    for layer, gone, known in zip(loaded.shape.layers, plan.neurons, collect(loaded, WINDOWS), strict=True):
+        experts = np.flatnonzero(gone.reshape(layer.experts, -1).all(1))
+        assert len(experts) and set(experts) == set(known.expert_output.argsort()[: len(experts)].tolist())
+    with pytest.raises(AmpExploreError, match="it scores whole experts, and there are none; take another"):
+        make_plan(bench, tiny("llama"), WINDOWS, recipe)
+
+
 @pytest.mark.parametrize("allocation", ["uniform", "protect", "global", "search"])
 def test_a_ratio_may_count_flops(allocation, bench):
     loaded = tiny("llama")
