@@ -10,6 +10,7 @@ neuron per layer on any shape.
 from __future__ import annotations
 
 import bisect
+import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,6 +37,12 @@ class Ranking:
     neurons: tuple[np.ndarray, ...]
     whole_groups: bool = False
     """Whether only whole groups go: all heads that read one KV head, and all neurons of an expert."""
+
+    @property
+    def digest(self) -> str:
+        """Names the orders."""
+        orders = (order.astype("<i8").tobytes() for order in (*self.heads, *self.neurons))
+        return hashlib.sha256(b"".join(orders)).hexdigest()[:16]
 
     def take(self, unit: Unit, layer: int, count: int) -> np.ndarray:
         """(units,) bool mask of the first `count` to go."""
@@ -154,31 +161,29 @@ def allocate(
     return plan.with_layer_of(base, locked)
 
 
-def allocate_globally(
+def allocate_by_threshold(
     ranking: Ranking,
-    scores: Scores,
+    values: Scores,
     ratio: float,
     *,
     locked: Collection[int] = (),
     current: PruningPlan | None = None,
 ) -> PruningPlan:
-    """FLAP's budget (arXiv 2312.11983): one threshold for the whole model.
+    """One threshold for the whole model: the units of the lowest values go, wherever they are.
 
-    Scores are standardised in each layer, heads and neurons apart, and the lowest go first wherever they are; a head
-    counts as its parameters do, and a KV head's go with its last query head. The ranking must be that of the scores.
+    In each layer they go in the ranking's order, along which the values must not fall; a KV head goes with its last
+    query head.
 
     Raises:
         AmpExploreError: as `allocate`.
     """
     shape, base = ranking.shape, current or PruningPlan.empty(ranking.shape)
     target = round(_fraction(ratio, "ratio") * shape.parameters)
-    open_layers = [number for number in range(len(shape.layers)) if number not in locked]
-    steps = []  # (standardised score, unit, layer): in each layer the units go in the ranking's order
+    steps = []  # (value, unit, layer)
     for unit in ("heads", "neurons"):
-        for number in open_layers:
-            values = getattr(scores, unit)[number].astype(np.float64)
-            standard = (values - values.mean()) / (values.std() or 1.0)
-            steps += [(value, unit, number) for value in standard[getattr(ranking, unit)[number]]]
+        for number in (number for number in range(len(shape.layers)) if number not in locked):
+            ordered = getattr(values, unit)[number][getattr(ranking, unit)[number]]
+            steps += [(value, unit, number) for value in ordered]
     steps.sort(key=lambda step: step[0])
 
     def plan(count: int) -> PruningPlan:
@@ -190,6 +195,18 @@ def allocate_globally(
     if removed_parameters(plan(len(steps))) < target:
         allocate(ranking, ratio, locked=locked, current=current)  # says what is wrong
     return plan(bisect.bisect_left(range(len(steps)), target, key=lambda count: removed_parameters(plan(count))))
+
+
+def standardised(scores: Scores, order: Order = "standard") -> Scores:
+    """Each layer's scores less their mean, over their spread, heads and neurons apart; their sign changed where the
+    highest are to go first. One threshold for these is FLAP's budget (arXiv 2312.11983)."""
+    sign = -1.0 if order == "reversed" else 1.0
+
+    def of_layer(values: np.ndarray) -> np.ndarray:
+        values = values.astype(np.float64)
+        return sign * (values - values.mean()) / (values.std() or 1.0)
+
+    return Scores(tuple(map(of_layer, scores.heads)), tuple(map(of_layer, scores.neurons)))
 
 
 def angular_weights(statistics: ActivationStatistics) -> list[float]:

@@ -319,6 +319,13 @@ def obs_greedy_neurons(layer: Layer) -> torch.Tensor:
     return _Surgery(layer.parts.down, layer.grams.mlp, 1).one_after_the_other()
 
 
+def ridged(gram: torch.Tensor) -> torch.Tensor:
+    """G + lambda I (n, n), lambda being `RIDGE` of the mean diagonal."""
+    # A block that never sees anything has G = 0; any ridge will do there.
+    ridge = RIDGE * gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    return gram + ridge * torch.eye(len(gram)).to(gram)
+
+
 class _Surgery:
     """A projection W (out, units * size), what remains of it fitted anew whenever units go; in float64.
 
@@ -328,10 +335,8 @@ class _Surgery:
 
     def __init__(self, projection, gram: torch.Tensor, size: int) -> None:
         self.weights = weight_of(projection).double()
-        gram = gram.to(self.weights)
-        # A block that never sees anything has G = 0; any ridge will do there.
-        ridge = RIDGE * gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge * torch.eye(len(gram)).to(gram)))
+        gram = ridged(gram.to(self.weights))
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
         self.columns = torch.arange(len(gram), device=gram.device).view(-1, size)  # of each unit
 
     def errors(self) -> torch.Tensor:
@@ -582,7 +587,7 @@ def score(loaded: LoadedModel, evidence: Evidence, criterion: str = "amp", heads
             raise AmpExploreError(f"criterion {name!r} cannot score this model: {reason}; take another")
     by_head, by_neuron = CRITERIA[heads_by(criterion, heads)].heads, CRITERIA[criterion].neurons
     with torch.inference_mode():
-        layers = list(_layers(loaded, evidence))
+        layers = list(layers_of(loaded, evidence))
         found = Scores(
             heads=tuple(by_head(layer).float().cpu().numpy() for layer in layers),
             neurons=tuple(by_neuron(layer).float().cpu().numpy() for layer in layers),
@@ -592,7 +597,8 @@ def score(loaded: LoadedModel, evidence: Evidence, criterion: str = "amp", heads
     return found
 
 
-def _layers(loaded: LoadedModel, evidence: Evidence) -> Iterator[Layer]:
+def layers_of(loaded: LoadedModel, evidence: Evidence) -> Iterator[Layer]:
+    """What is known of each layer."""
     for number, layer in enumerate(decoder_layers(loaded.model)):
         known = [field[number] if field else None for field in vars(evidence).values()]
         yield Layer(number, layer_parts(layer, loaded.family), *known)

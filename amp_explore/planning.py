@@ -17,11 +17,12 @@ from amp_explore.allocation import (
     Order,
     Ranking,
     allocate,
-    allocate_globally,
+    allocate_by_threshold,
     angular_weights,
     protecting_weights,
     rank,
     ratio_for_flops,
+    standardised,
 )
 from amp_explore.blocks import plan_by_influence, plan_by_loss
 from amp_explore.calibration import TokenWindows
@@ -59,6 +60,13 @@ ALLOCATIONS: dict[str, Method] = {
         formula="(s − mean_l) / std_l; a head counts as its parameters do",
         source="FLAP, arXiv 2312.11983",
     ),
+    "least-error": Method(
+        title="Least error",
+        says="Takes units where what their loss changes, the rest fitted anew, is least beside the residual stream.",
+        formula="min Σ_b E_b · mean ‖h_b‖⁻², E_b = min_W' E‖W x − W' x_kept‖² of each attention and MLP b",
+        source="here, after ZipLM, arXiv 2302.04089",
+        needs=frozenset({"activations", "grams"}),
+    ),
     "iterative": Method(
         title="Small steps",
         says="Prunes uniformly in equal steps, and scores the pruned model anew before each.",
@@ -85,8 +93,8 @@ ALLOCATIONS: dict[str, Method] = {
     ),
 }
 
-TAKE_THEIR_TIME = frozenset({"iterative", "search", "blocks", "blocks-measured"})
-"""Allocations that run the model themselves."""
+TAKE_THEIR_TIME = frozenset({"iterative", "search", "blocks", "blocks-measured", "least-error"})
+"""Allocations that run the model themselves, or solve for seconds."""
 
 SHARING = frozenset({"uniform", "protect", "angular"})
 """Allocations that give each layer a share: they can keep widths in multiples, and groups whole."""
@@ -177,7 +185,7 @@ def make_plan(
     kept = {"locked": locked, "current": current}
     if recipe.counted == "flops":
         # Only budgets that plan at once can be tried; the others get the parameters that the uniform one needs.
-        quick = recipe.allocation in (*SHARING, "global")
+        quick = recipe.allocation in (*SHARING, "global", "least-error")
         trial = replace(recipe, counted="parameters", allocation=recipe.allocation if quick else "uniform")
         make = partial(make_plan, bench, loaded, windows, scores=scores, **kept)
         ratio = ratio_for_flops(lambda ratio: make(replace(trial, ratio=ratio)), shape, recipe.ratio)
@@ -191,9 +199,10 @@ def make_plan(
     elif recipe.allocation == "global":
         if recipe.order == "random":
             raise AmpExploreError("units in random order have no scores to set one threshold for; take uniform")
-        sign = -1 if recipe.order == "reversed" else 1
-        signed = Scores(tuple(sign * s for s in scores.heads), tuple(sign * s for s in scores.neurons))
-        plan = allocate_globally(ranking, signed, recipe.ratio, **kept)
+        plan = allocate_by_threshold(ranking, standardised(scores, recipe.order), recipe.ratio, **kept)
+    elif recipe.allocation == "least-error":
+        values = bench.errors_per_parameter(loaded, windows, ranking, progress=progress)
+        plan = allocate_by_threshold(ranking, values, recipe.ratio, **kept)
     else:
         weights = None
         if recipe.allocation in ("protect", "search"):

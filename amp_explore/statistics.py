@@ -67,6 +67,8 @@ class LayerStatistics:
     without a mixture of experts."""
     angle: torch.Tensor
     """() between what enters and what leaves the layer, as a share of pi."""
+    inverse_power: torch.Tensor
+    """() `1 / ||h||^2` of what enters the layer."""
 
 
 ActivationStatistics = tuple[LayerStatistics, ...]
@@ -166,6 +168,7 @@ def _averages(sums: dict[str, torch.Tensor], prompts: int, tokens: int) -> Layer
         "neuron_variance": variance["neuron"],
         "expert_output": sums["expert_output"] / tokens,
         "angle": sums["angle"] / tokens,
+        "inverse_power": sums["inverse_power"] / tokens,
     }
     return LayerStatistics(**{name: value.float().cpu() for name, value in fields.items()})
 
@@ -215,8 +218,9 @@ class _Sums:
         def add(layer: nn.Module, inputs: tuple[torch.Tensor], output) -> None:
             left = output[0] if isinstance(output, tuple) else output
             cosine = torch.cosine_similarity(inputs[0], left.to(inputs[0].device), -1).float().clamp(-1, 1)  # (B, T)
-            cosine = cosine[self.attended.to(cosine.device)]
-            add_to(sums, angle=cosine.arccos().sum() / torch.pi)
+            power = inputs[0].float().square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)  # (B, T)
+            attended = self.attended.to(cosine.device)
+            add_to(sums, angle=cosine[attended].arccos().sum() / torch.pi, inverse_power=(1 / power[attended]).sum())
 
         return add
 

@@ -10,7 +10,7 @@ import itertools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,8 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from amp_explore import assets, commonsense, criteria, repair, speed
+from amp_explore import assets, commonsense, criteria, least_error, repair, speed
+from amp_explore.allocation import Ranking
 from amp_explore.boundaries import Boundaries
 from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
 from amp_explore.errors import AmpExploreError, PlanError, TooLarge
@@ -123,16 +124,34 @@ class Workbench:
         """Scores of every unit by a criterion, heads by another one where `heads` names it. Slow ones are kept."""
         criteria.check(criterion, heads)  # before the work
 
-        def compute() -> tuple[_LayerScores, ...]:
+        def compute() -> criteria.Scores:
             evidence = self.evidence(loaded, windows, criteria.needs(criterion, heads), progress=progress)
-            found = criteria.score(loaded, evidence, criterion, heads)
-            pairs = zip(found.heads, found.neurons, strict=True)
-            return tuple(_LayerScores(*map(torch.from_numpy, pair)) for pair in pairs)
+            return criteria.score(loaded, evidence, criterion, heads)
 
         slow, key = criteria.is_slow(criterion, heads), _scores_key(loaded, windows, criterion, heads)
-        layers = self.store.statistics(key, compute, _LayerScores) if slow else compute()
-        heads_and_neurons = ([each.numpy() for each in vars(layer).values()] for layer in layers)
+        return self._kept_scores(key, compute) if slow else compute()
+
+    def _kept_scores(self, key: Key, compute: Callable[[], criteria.Scores]) -> criteria.Scores:
+        def layers() -> tuple[_LayerScores, ...]:
+            pairs = zip(*vars(compute()).values(), strict=True)
+            return tuple(_LayerScores(*map(torch.from_numpy, pair)) for pair in pairs)
+
+        kept = self.store.statistics(key, layers, _LayerScores)
+        heads_and_neurons = ([each.numpy() for each in vars(layer).values()] for layer in kept)
         return criteria.Scores(*map(tuple, zip(*heads_and_neurons, strict=True)))
+
+    def errors_per_parameter(
+        self, loaded: LoadedModel, windows: TokenWindows, ranking: Ranking, *, progress: Progress = no_progress
+    ) -> criteria.Scores:
+        """What the units cost by `least_error`, seconds of work, computed at most once."""
+
+        def compute() -> criteria.Scores:
+            evidence = self.evidence(loaded, windows, ("activations", "grams"), progress=progress)
+            return least_error.errors_per_parameter(loaded, evidence, ranking)
+
+        key = {"kind": "least-error", "version": least_error.VERSION, "ranking": ranking.digest}
+        key |= {"evidence": VERSIONS["grams"], "model": loaded.shape.fingerprint, "windows": windows.digest}
+        return self._kept_scores(key | numerics(loaded), compute)
 
     def has_scores(
         self, loaded: LoadedModel, windows: TokenWindows, criterion: str = "amp", heads: str | None = None

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from tiny import tiny, tokens
 
 from amp_explore import blocks, planning, search
-from amp_explore.allocation import allocate, allocate_globally, protecting_weights, rank
+from amp_explore.allocation import allocate, allocate_by_threshold, protecting_weights, rank, standardised
 from amp_explore.calibration import TokenWindows
 from amp_explore.costs import costs_of_plan, removed_layer_parameters, removed_parameters
-from amp_explore.criteria import Scores, scores_by_lot
+from amp_explore.criteria import Scores, layers_of, ridged, scores_by_lot
 from amp_explore.errors import AmpExploreError
-from amp_explore.models.families import decoder_layers
+from amp_explore.least_error import errors_per_parameter, refit_errors
+from amp_explore.models.families import decoder_layers, layer_parts, weight_of
 from amp_explore.plan import PruningPlan, Repair
 from amp_explore.planning import ALLOCATIONS, Recipe, make_plan
 from amp_explore.progress import Cancelled
@@ -81,7 +82,7 @@ def test_one_threshold_takes_the_lowest_standardised_scores():
     """No unit that stays scores lower, standardised in its layer, than one that goes."""
     shape = tiny("llama-multi-head").shape
     scores = scores_by_lot(shape, 3)
-    plan = allocate_globally(rank(shape, scores), scores, 0.2)
+    plan = allocate_by_threshold(rank(shape, scores), standardised(scores), 0.2)
     gone, left = [], []
     for unit in ("heads", "neurons"):
         for values, mask in zip(getattr(scores, unit), getattr(plan, unit), strict=True):
@@ -90,7 +91,52 @@ def test_one_threshold_takes_the_lowest_standardised_scores():
             left += standard[~mask].tolist()
     assert max(gone) <= min(left)
     with pytest.raises(AmpExploreError, match="at most"):
-        allocate_globally(rank(shape, scores), scores, 0.99)
+        allocate_by_threshold(rank(shape, scores), standardised(scores), 0.99)
+
+
+def errors_left(loaded, plan, evidence):
+    """For each block the least squared error that its projection can be fitted to without the plan's units, solved
+    directly, beside the residual stream that it is added to."""
+    for layer in layers_of(loaded, evidence):
+        for projection, gram, gone, size in (
+            (layer.parts.o, layer.grams.attention, plan.heads[layer.number], layer.parts.head_dim),
+            (layer.parts.down, layer.grams.mlp, plan.neurons[layer.number], 1),
+        ):
+            gone = torch.from_numpy(gone.repeat(size))
+            gram, lost = ridged(gram.double()), weight_of(projection).double()[:, gone]
+            fitted = torch.linalg.solve(gram[~gone][:, ~gone], gram[~gone][:, gone])
+            left = gram[gone][:, gone] - gram[gone][:, ~gone] @ fitted
+            yield float((lost @ left * lost).sum() * layer.activations.inverse_power)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-multi-head", "phi", "mixtral"])
+def test_the_least_error_is_less_than_with_other_budgets(family, bench):
+    loaded = tiny(family)
+    evidence = bench.evidence(loaded, WINDOWS, {"activations", "grams"})
+
+    def error(allocation):
+        plan = make_plan(bench, loaded, WINDOWS, Recipe(0.3, criterion="obs", allocation=allocation))
+        return sum(errors_left(loaded, plan, evidence))
+
+    least = error("least-error")
+    assert all(least < error(other) for other in ("uniform", "protect", "angular", "global"))
+
+
+def test_what_units_cost_together_is_the_error_that_is_left(bench):
+    loaded = tiny("llama")
+    evidence = bench.evidence(loaded, WINDOWS, {"activations", "grams"})
+    ranking = rank(loaded.shape, scores_by_lot(loaded.shape, 5))
+    values, parameters = errors_per_parameter(loaded, evidence, ranking), loaded.shape.layers[0].neuron_parameters
+    for number, order in enumerate(ranking.neurons):
+        assert (np.diff(values.neurons[number][order]) >= 0).all()
+        none = [0] * len(ranking.neurons)
+        for count in (1, 7, len(order)):
+            plan = ranking.plan(none, [count if layer == number else 0 for layer in range(len(none))])
+            down = layer_parts(decoder_layers(loaded.model)[number], loaded.family).down
+            errors = refit_errors(down, evidence.grams[number].mlp, order, 1)
+            left = sum(errors_left(loaded, plan, evidence))
+            assert errors[:count].sum() * float(evidence.activations[number].inverse_power) == pytest.approx(left)
+        assert values.neurons[number].sum() * parameters == pytest.approx(left)  # the whole block
 
 
 @given(st.lists(st.floats(0, 5), min_size=4, max_size=4), st.floats(0, 0.5))
