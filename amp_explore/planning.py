@@ -63,7 +63,7 @@ ALLOCATIONS: dict[str, Method] = {
     "least-error": Method(
         title="Least error",
         says="Takes units where what their loss changes, the rest fitted anew, is least beside the residual stream.",
-        formula="min Σ_b E_b · mean ‖h_b‖⁻², E_b = min_W' E‖W x − W' x_kept‖² of each attention and MLP b",
+        formula="min Σ_b E_b (mean ‖h‖⁻²)^0.85, E_b = min_W' E‖W x − W' x_kept‖² of an attention or MLP b",
         source="here, after ZipLM, arXiv 2302.04089",
         needs=frozenset({"activations", "grams"}),
     ),

@@ -15,7 +15,7 @@ from amp_explore.calibration import TokenWindows
 from amp_explore.costs import costs_of_plan, removed_layer_parameters, removed_parameters
 from amp_explore.criteria import Scores, layers_of, ridged, scores_by_lot
 from amp_explore.errors import AmpExploreError
-from amp_explore.least_error import errors_per_parameter, refit_errors
+from amp_explore.least_error import EXPONENT, errors_per_parameter, refit_errors
 from amp_explore.models.families import decoder_layers, layer_parts, weight_of
 from amp_explore.plan import PruningPlan, Repair
 from amp_explore.planning import ALLOCATIONS, Recipe, make_plan
@@ -106,7 +106,7 @@ def errors_left(loaded, plan, evidence):
             gram, lost = ridged(gram.double()), weight_of(projection).double()[:, gone]
             fitted = torch.linalg.solve(gram[~gone][:, ~gone], gram[~gone][:, gone])
             left = gram[gone][:, gone] - gram[gone][:, ~gone] @ fitted
-            yield float((lost @ left * lost).sum() * layer.activations.inverse_power)
+            yield float((lost @ left * lost).sum() * layer.activations.inverse_power**EXPONENT)
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-multi-head", "phi", "mixtral"])
@@ -135,7 +135,8 @@ def test_what_units_cost_together_is_the_error_that_is_left(bench):
             down = layer_parts(decoder_layers(loaded.model)[number], loaded.family).down
             errors = refit_errors(down, evidence.grams[number].mlp, order, 1)
             left = sum(errors_left(loaded, plan, evidence))
-            assert errors[:count].sum() * float(evidence.activations[number].inverse_power) == pytest.approx(left)
+            weight = float(evidence.activations[number].inverse_power) ** EXPONENT
+            assert errors[:count].sum() * weight == pytest.approx(left)
         assert values.neurons[number].sum() * parameters == pytest.approx(left)  # the whole block
 
 
