@@ -31,7 +31,8 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import PruningPlan, Repair
 from amp_explore.progress import Progress, no_progress, part
-from amp_explore.search import search
+from amp_explore.repair import METHODS
+from amp_explore.search import quick, search
 from amp_explore.workbench import Workbench
 
 ALLOCATIONS: dict[str, Method] = {
@@ -105,9 +106,10 @@ class Recipe:
     """Everything that decides what goes, apart from the model and the calibration text.
 
     `ratio` is the share of all parameters, or of the FLOPs per token where these are `counted`. `first` and `last` are
-    the layers that `protect` leaves whole, which is also where `search` starts; `steps` are those of `iterative`,
-    `generations` those of `search`. `multiple` is for `SHARING` (see `allocation.allocate`), and so is `whole_groups`:
-    heads go with all that read the same KV head, neurons of experts with their expert.
+    the layers that `protect` leaves whole; `steps` are those of `iterative`, `generations` those of `search`, which
+    starts from `least-error` where the criterion or the repair needs Gram matrices, and from `protect` elsewhere.
+    `multiple` is for `SHARING` (see `allocation.allocate`), and so is `whole_groups`: heads go with all that read the
+    same KV head, neurons of experts with their expert.
     """
 
     ratio: float
@@ -185,8 +187,8 @@ def make_plan(
     kept = {"locked": locked, "current": current}
     if recipe.counted == "flops":
         # Only budgets that plan at once can be tried; the others get the parameters that the uniform one needs.
-        quick = recipe.allocation in (*SHARING, "global", "least-error")
-        trial = replace(recipe, counted="parameters", allocation=recipe.allocation if quick else "uniform")
+        at_once = recipe.allocation in (*SHARING, "global", "least-error")
+        trial = replace(recipe, counted="parameters", allocation=recipe.allocation if at_once else "uniform")
         make = partial(make_plan, bench, loaded, windows, scores=scores, **kept)
         ratio = ratio_for_flops(lambda ratio: make(replace(trial, ratio=ratio)), shape, recipe.ratio)
         plan = make(replace(recipe, counted="parameters", ratio=ratio), repair=repair, progress=progress)
@@ -194,20 +196,21 @@ def make_plan(
     if recipe.allocation == "iterative":
         return _iterative(bench, loaded, windows, recipe, kept, progress).described(**recipe.made_by())
     ranking = rank(shape, scores, recipe.order, recipe.seed, whole_groups=recipe.whole_groups)
-    if recipe.allocation in ("blocks", "blocks-measured"):
+    allocation = _start_of_search(recipe, repair) if recipe.allocation == "search" else recipe.allocation
+    if allocation in ("blocks", "blocks-measured"):
         plan = _without_blocks(bench, loaded, windows, recipe, ranking, repair, kept, progress)
-    elif recipe.allocation == "global":
+    elif allocation == "global":
         if recipe.order == "random":
             raise AmpExploreError("units in random order have no scores to set one threshold for; take uniform")
         plan = allocate_by_threshold(ranking, standardised(scores, recipe.order), recipe.ratio, **kept)
-    elif recipe.allocation == "least-error":
+    elif allocation == "least-error":
         values = bench.errors_per_parameter(loaded, windows, ranking, progress=progress)
         plan = allocate_by_threshold(ranking, values, recipe.ratio, **kept)
     else:
         weights = None
-        if recipe.allocation in ("protect", "search"):
+        if allocation == "protect":
             weights = protecting_weights(len(shape.layers), recipe.first, recipe.last)
-        if recipe.allocation == "angular":
+        if allocation == "angular":
             weights = angular_weights(bench.evidence(loaded, windows, progress=progress).activations)
         plan = allocate(ranking, recipe.ratio, weights=weights, multiple=recipe.multiple, **kept)
     if recipe.allocation == "search":
@@ -224,6 +227,12 @@ def make_plan(
             progress=progress,
         )
     return plan.described(**recipe.made_by())
+
+
+def _start_of_search(recipe: Recipe, repair: Repair | None) -> str:
+    """The least error where Gram matrices are needed anyway, else the ends whole."""
+    needs = recipe.needs | (METHODS[quick(repair).method].needs if repair else frozenset())
+    return "least-error" if "grams" in needs else "protect"
 
 
 def _without_blocks(

@@ -353,6 +353,14 @@ def test_a_search_finds_what_is_better_and_of_the_same_size(bench, method, monke
     assert search.search(bench, loaded, WINDOWS, ranking, start, **options) == plan
 
 
+@pytest.mark.parametrize(("criterion", "start"), [("obs", "least-error"), ("amp", "protect")])
+def test_a_search_starts_from_the_best_that_is_known_without_trying(criterion, start, bench, monkeypatch):
+    loaded = tiny("llama")
+    from_there = make_plan(bench, loaded, WINDOWS, Recipe(0.3, criterion=criterion, allocation=start))
+    monkeypatch.setattr(planning, "search", lambda bench, loaded, windows, ranking, plan, **_: plan)
+    assert make_plan(bench, loaded, WINDOWS, Recipe(0.3, criterion=criterion, allocation="search")) == from_there
+
+
 def test_a_stopped_search_measures_nothing_twice(bench):
     loaded, seen = tiny("llama"), []
     ranking = rank(loaded.shape, bench.scores(loaded, WINDOWS))
