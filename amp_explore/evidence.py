@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from amp_explore import gradients, statistics
 from amp_explore.calibration import TokenWindows
 from amp_explore.criteria import Evidence
+from amp_explore.keys import on_text
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Progress, no_progress
@@ -17,20 +19,23 @@ from amp_explore.store import Key, Store
 
 VERSIONS = {"activations": statistics.VERSION, "grams": statistics.VERSION, "gradients": gradients.VERSION}
 
+# Kept whole, and how they are collected; Gram matrices are kept layer by layer.
+_WHOLE = {
+    "activations": (statistics.LayerStatistics, statistics.collect),
+    "gradients": (gradients.LayerGradients, gradients.collect),
+}
+
 
 class Observation:
-    """A dense model, or the one without a plan's units, on calibration windows.
-
-    `setup` is what results depend on besides these three.
-    """
+    """A dense model, or the one without a plan's units, on calibration windows."""
 
     def __init__(
-        self, store: Store, loaded: LoadedModel, windows: TokenWindows, setup: Key, plan: PruningPlan | None = None
+        self, store: Store, loaded: LoadedModel, windows: TokenWindows, plan: PruningPlan | None = None
     ) -> None:
         masked = plan is not None and not plan.is_empty
         self._store, self._windows = store, windows
         self._model = replace(loaded, model=mask(loaded, plan)) if masked else loaded
-        self._key = {"model": loaded.shape.fingerprint, "windows": windows.digest, **setup}
+        self._key = on_text(loaded, windows)
         if masked:
             self._key["plan"] = plan.digest
         self._layers = len(loaded.shape.layers)
@@ -40,28 +45,26 @@ class Observation:
         if "grams" in needs and not self._has_grams():
             self._collect_grams(progress)
         found: dict[str, Any] = {"grams": _KeptGrams(self)} if "grams" in needs else {}
-        if "activations" in needs:
-            collect = lambda: statistics.collect(self._model, self._windows, progress=progress)  # noqa: E731
-            found["activations"] = self._store.statistics(self._named("activations"), collect)
-        if "gradients" in needs:
-            collect = lambda: gradients.collect(self._model, self._windows, progress=progress)  # noqa: E731
-            found["gradients"] = self._store.statistics(self._named("gradients"), collect, gradients.LayerGradients)
+        for kind, (layer, collect) in _WHOLE.items():
+            if kind in needs:
+                compute = partial(collect, self._model, self._windows, progress=progress)
+                found[kind] = self._store.statistics(self._named(kind), compute, layer)
         return Evidence(**found)
 
     def has(self, needs: Collection[str]) -> bool:
         """Whether `evidence` will answer at once."""
-        kinds = {"activations": statistics.LayerStatistics, "gradients": gradients.LayerGradients}
-        small = (self._store.find_statistics(self._named(kind), kinds[kind]) for kind in kinds if kind in needs)
-        return all(found is not None for found in small) and ("grams" not in needs or self._has_grams())
+        wanted = ((kind, layer) for kind, (layer, _) in _WHOLE.items() if kind in needs)
+        whole = (self._store.find_statistics(self._named(kind), layer) for kind, layer in wanted)
+        return all(found is not None for found in whole) and ("grams" not in needs or self._has_grams())
 
     def kinds(self) -> set[str]:
         """The fields of `Evidence` that are kept, by name; answers quickly, for it does not look for damage."""
-        kept = {kind for kind in ("activations", "gradients") if self._store.has_statistics(self._named(kind))}
+        kept = {kind for kind in _WHOLE if self._store.has_statistics(self._named(kind))}
         return kept | ({"grams"} if self._has_grams() else set())
 
     def grams(self, layer: int) -> statistics.LayerGrams:
         """One layer's Gram matrices, which must have been collected."""
-        find = lambda: self._store.find_statistics(self._named("grams", layer), statistics.LayerGrams)  # noqa: E731
+        find = partial(self._store.find_statistics, self._named("grams", layer), statistics.LayerGrams)
         if (found := find()) is None:  # damaged, or deleted meanwhile
             self._collect_grams(no_progress)
             found = find()

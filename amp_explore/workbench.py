@@ -18,7 +18,6 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -28,6 +27,7 @@ from amp_explore.boundaries import Boundaries
 from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
 from amp_explore.errors import AmpExploreError, PlanError, TooLarge
 from amp_explore.evidence import VERSIONS, Observation
+from amp_explore.keys import numerics, on_text
 from amp_explore.models.loading import LoadedModel, ModelPool
 from amp_explore.perplexity import perplexity
 from amp_explore.plan import PruningPlan, Repair, RepairMethod
@@ -40,9 +40,6 @@ Data = Literal["offline", "hub"]
 
 LIVE_WINDOWS = 1
 """Windows of 512 tokens that the dashboard measures perplexity on after each edit, unless asked otherwise."""
-
-VERSION = 2
-"""Part of every cache key; goes up whenever slicing or a measurement changes its numbers."""
 
 _SLICED_KEPT = 2  # models' worth of sliced layers
 
@@ -100,17 +97,17 @@ class Workbench:
     ) -> criteria.Evidence:
         """What criteria need to know of the dense model, or of the one without a plan's units, `needs` being fields of
         `Evidence`; collected at most once."""
-        return Observation(self.store, loaded, windows, numerics(loaded), plan).evidence(needs, progress)
+        return Observation(self.store, loaded, windows, plan).evidence(needs, progress)
 
     def has_evidence(
         self, loaded: LoadedModel, windows: TokenWindows, needs: Collection[str] = ("activations",)
     ) -> bool:
         """Whether `evidence` will answer at once."""
-        return Observation(self.store, loaded, windows, numerics(loaded)).has(needs)
+        return Observation(self.store, loaded, windows).has(needs)
 
     def kinds_of_evidence(self, loaded: LoadedModel, windows: TokenWindows) -> set[str]:
         """The fields of `Evidence` that were collected, by name."""
-        return Observation(self.store, loaded, windows, numerics(loaded)).kinds()
+        return Observation(self.store, loaded, windows).kinds()
 
     def scores(
         self,
@@ -365,18 +362,5 @@ def _scores_key(loaded: LoadedModel, windows: TokenWindows, criterion: str, head
         "criterion": criterion,
         "heads": criteria.heads_by(criterion, heads),
         "versions": {"criteria": criteria.VERSION, **VERSIONS},
-        "model": loaded.shape.fingerprint,
-        "windows": windows.digest,
-        **numerics(loaded),
-    }
-
-
-def numerics(loaded: LoadedModel) -> Key:
-    """What every number that is kept depends on, besides the model's own."""
-    return {
-        "code": VERSION,
-        "dtype": loaded.dtype,
-        "device": loaded.device.type,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **on_text(loaded, windows),
     }
