@@ -40,6 +40,8 @@ Layer = TypeVar("Layer")
 UNUSED_DAYS = 30
 """After so many days without use statistics are deleted; Gram matrices of a large model are gigabytes."""
 
+_DAY = 86400  # seconds
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurements (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL, plan TEXT NOT NULL,
@@ -110,18 +112,23 @@ class Store:
         self._forget()
 
     def _forget(self) -> None:
-        """Delete statistics that were not used for long, and what killed writers left."""
-        long_ago, yesterday = time.time() - UNUSED_DAYS * 86400, time.time() - 86400
+        """Delete statistics that were not used for long, and what killed writers left; once a day, for it reads every
+        pointer."""
+        now, stamp = time.time(), self._statistics / "last-forgotten"  # whose age tells when this was last done
+        with contextlib.suppress(FileNotFoundError):
+            if stamp.stat().st_mtime > now - _DAY:
+                return
+        stamp.touch()
         named = set()
         for path in self._statistics.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError):  # damaged, or deleted by another process
-                if path.stat().st_mtime < long_ago:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged, or deleted meanwhile
+                if path.stat().st_mtime < now - UNUSED_DAYS * _DAY:
                     path.unlink()
                 else:
                     named.add(f"{json.loads(path.read_text())['sha256']}.safetensors")
         for path in self._statistics.iterdir():
             with contextlib.suppress(OSError):
-                if path.suffix != ".json" and path.name not in named and path.stat().st_mtime < yesterday:
+                if path.suffix != ".json" and path.name not in named and path.stat().st_mtime < now - _DAY:
                     path.unlink()
 
     # Measurements

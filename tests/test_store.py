@@ -90,6 +90,18 @@ def test_statistics_unused_for_long_and_what_killed_writers_left_are_deleted(tmp
     assert not (folder / ".old-writer").exists() and (folder / ".writer-now").exists()
 
 
+def test_what_is_unused_is_looked_for_once_a_day(tmp_path):
+    """It takes reading every pointer; putting the Gram matrices of a model down is a put for each layer."""
+    store, old = Store(tmp_path), tmp_path / "statistics" / ".old-writer"
+    for number, (days_ago, looked) in enumerate(((None, True), (0.9, False), (1.1, True))):
+        old.write_bytes(b"half")
+        os.utime(old, (time.time() - 3 * 86400,) * 2)
+        if days_ago is not None:
+            os.utime(tmp_path / "statistics" / "last-forgotten", (time.time() - days_ago * 86400,) * 2)
+        store.put_statistics(KEY | {"number": number}, made_up(number))
+        assert old.exists() != looked
+
+
 @pytest.mark.parametrize("change", [{"model": "abd"}, {"windows": [2, 1]}, {"dtype": "bfloat16"}, {"version": 2}])
 def test_another_key_is_another_answer(tmp_path, change):
     store = Store(tmp_path)
@@ -129,9 +141,10 @@ def test_damaged_statistics_are_computed_again_with_a_warning(tmp_path, caplog, 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"key": 1, "sha256": "../../secret"}', '{"key": 1, "sha256": 5}'])
 def test_a_pointer_with_strange_content_is_not_followed(tmp_path, content):
     store = Store(tmp_path)
-    store.statistics(KEY, lambda: made_up(1))
-    (tmp_path / "statistics" / f"{key_digest(KEY)}.json").write_text(content)
-    assert store.find_statistics(KEY) is None
+    for number in range(2):  # damaged before the first look for what is unused, and after it
+        (tmp_path / "statistics" / f"{key_digest(KEY)}.json").write_text(content)
+        assert store.find_statistics(KEY) is None
+        assert same(store.statistics(KEY | {"number": number}, lambda: made_up(2)), made_up(2))
     assert same(store.statistics(KEY, lambda: made_up(1)), made_up(1))
 
 
