@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from torch import nn
 from amp_explore.calibration import TokenWindows
 from amp_explore.criteria import Evidence, Method
 from amp_explore.errors import AmpExploreError
-from amp_explore.layerwise import OneLayer, entering, even_batches
+from amp_explore.layerwise import OneLayer, entering, even_batches, input_of
 from amp_explore.models.experts import DownProjection
 from amp_explore.models.families import decoder_layers, inputs_of, set_weight, share, weight_of
 from amp_explore.models.loading import LoadedModel
@@ -205,20 +206,15 @@ def fit_sequentially(
 
 @dataclass(frozen=True, eq=False)
 class _Trace:
-    """What passed through a layer: the hidden states that entered and left it (None where it was stopped before), and
-    each projection's output."""
+    """What passed through a layer: the hidden states that entered and left it, and each projection's output."""
 
     enters: torch.Tensor
-    leaves: torch.Tensor | None
+    leaves: torch.Tensor
     outputs: dict[str, torch.Tensor]
 
     def before(self, block: str) -> torch.Tensor:
         """The hidden states that the block's output is added to."""
         return self.enters if block == "attention" else self.leaves - self.outputs[block].view_as(self.leaves)
-
-
-class _Enough(Exception):
-    """A run has come as far as it was to go."""
 
 
 class _Traced:
@@ -235,31 +231,29 @@ class _Traced:
         self.follows = loaded.family.plain_residual
         self.inputs: dict[str, torch.Tensor] = {}
         self.outputs: dict[str, torch.Tensor] = {}
-        self.last: str | None = None  # the block that a run ends with, if it is not to go through
         for block, projection in self.projections.items():
-            projection.register_forward_hook(lambda _, inputs, output, block=block: self._see(block, inputs[0], output))
+            projection.register_forward_hook(partial(self._see, block))
 
-    def _see(self, block: str, entered: torch.Tensor, output: torch.Tensor) -> None:
-        self.inputs[block], self.outputs[block] = entered, output
-        if block == self.last:
-            raise _Enough
+    def _see(self, block: str, _: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        self.inputs[block], self.outputs[block] = inputs[0], output
 
-    def __call__(self, states: torch.Tensor, last: str | None = None) -> _Trace:
-        self.last = last
-        try:
-            leaves = self.run(states)
-        except _Enough:
-            leaves = None
-        return _Trace(states, leaves, dict(self.outputs))
+    def __call__(self, states: torch.Tensor) -> _Trace:
+        return _Trace(states, self.run(states), dict(self.outputs))
 
     def lacks(self, block: str, states: torch.Tensor, target: _Trace) -> tuple[torch.Tensor, torch.Tensor]:
         """(tokens, hidden): what the block's projection should put out beyond what it does, for the hidden states
         behind it to be those of the dense model; and the projection's input (tokens, in)."""
-        trace = self(states, last="attention" if block == "attention" else None)
-        missing = target.outputs.get(block, 0) - trace.outputs[block]
+        if block == "attention":  # what comes after it is not needed
+            projection = self.projections[block]
+            inputs, before = input_of(projection, lambda: self.run(states)), states
+            output = projection(inputs)
+        else:
+            trace = self(states)
+            inputs, before, output = self.inputs[block], trace.before(block), trace.outputs[block]
+        missing = target.outputs.get(block, 0) - output
         if self.follows:
-            missing = missing + target.before(block) - trace.before(block)
-        return missing.flatten(0, -2).float(), self.inputs[block].flatten(0, -2).float()
+            missing = missing + target.before(block) - before
+        return missing.flatten(0, -2).float(), inputs.flatten(0, -2).float()
 
 
 class _Sums:
