@@ -36,10 +36,9 @@ class OneLayer:
     """
 
     def __init__(self, model: PreTrainedModel, number: int, instead: nn.Module | None = None) -> None:
-        layers = decoder_layers(model)
-        self._others = Known(family_of(model.config.model_type))
-        self.layer = instead or layers[number]
-        self._watched = _Watched(self.layer)
+        layers, family = decoder_layers(model), family_of(model.config.model_type)
+        self._others = Known(family)
+        self._watched = _Watched(instead or layers[number], family)
         self._model = share(model, dict.fromkeys(layers, self._others) | {layers[number]: self._watched})
         self._device = device_of(model)
 
@@ -99,11 +98,11 @@ class _Watched(nn.Module):
     enters: torch.Tensor | None = None
     leaves: torch.Tensor | None = None
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, family: Family) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.family = layer, family
 
     def forward(self, hidden_states: torch.Tensor, *arguments: object, **options: object) -> object:
         output = self.layer(self.enters, *arguments, **options)
-        self.leaves = output[0] if isinstance(output, tuple) else output
+        self.leaves = self.family.states_of(output)
         return output

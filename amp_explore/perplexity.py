@@ -78,9 +78,9 @@ class _Run:
     def __init__(
         self, model: PreTrainedModel, boundaries: PlanBoundaries | None, batches: int, progress: Progress
     ) -> None:
-        layers = decoder_layers(model)
+        layers, self.family = decoder_layers(model), family_of(model.config.model_type)
         start = boundaries.start if boundaries else 0
-        self.below = Known(family_of(model.config.model_type))
+        self.below = Known(self.family)
         above = {layer: _Noting(layer, number, self) for number, layer in enumerate(layers[start:], start)}
         self.model = share(model, dict.fromkeys(layers[:start], self.below) | above)
         self.head = share(model, dict.fromkeys(layers, self.below))  # from the highest layer to the logits
@@ -138,5 +138,5 @@ class _Noting(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *arguments: object, **options: object) -> object:
         self.run.note(self.number, hidden_states)
         output = self.layer(hidden_states, *arguments, **options)
-        self.run.top = output if self.run.below.plain_output else output[0]
+        self.run.top = self.run.family.states_of(output)
         return output

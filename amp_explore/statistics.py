@@ -21,7 +21,7 @@ from torch import nn
 from amp_explore.calibration import TokenWindows
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.experts import DownProjection, MixtureOfExperts
-from amp_explore.models.families import decoder_layers, head_slices, layer_parts, share
+from amp_explore.models.families import Family, decoder_layers, head_slices, layer_parts, share
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.shapes import ModelShape
 from amp_explore.models.sharding import memory
@@ -196,7 +196,7 @@ class _Sums:
         for number, layer in enumerate(layers):
             parts = layer_parts(layer, loaded.family)
             layer.register_forward_pre_hook(self._report)
-            layer.register_forward_hook(self._layer_hook(self.layers[number]))
+            layer.register_forward_hook(self._layer_hook(self.layers[number], loaded.family))
             parts.o.register_forward_pre_hook(self._attention_hook(self.layers[number], parts.head_dim))
             parts.down.register_forward_pre_hook(self._neurons_hook(self.layers[number]))
             if isinstance(parts.mlp, MixtureOfExperts):
@@ -214,11 +214,11 @@ class _Sums:
         self.progress(self.done, self.steps, "scoring")
         self.done += 1
 
-    def _layer_hook(self, sums: dict[str, torch.Tensor]):
+    def _layer_hook(self, sums: dict[str, torch.Tensor], family: Family):
         def add(layer: nn.Module, inputs: tuple[torch.Tensor], output) -> None:
-            left = output[0] if isinstance(output, tuple) else output
-            cosine = torch.cosine_similarity(inputs[0], left.to(inputs[0].device), -1).float().clamp(-1, 1)  # (B, T)
-            power = inputs[0].float().square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)  # (B, T)
+            entered, left = inputs[0], family.states_of(output)  # (B, T, d)
+            cosine = torch.cosine_similarity(entered, left.to(entered.device), -1).float().clamp(-1, 1)  # (B, T)
+            power = entered.float().square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)  # (B, T)
             attended = self.attended.to(cosine.device)
             add_to(sums, angle=cosine[attended].arccos().sum() / torch.pi, inverse_power=(1 / power[attended]).sum())
 

@@ -52,6 +52,10 @@ class Family:
     mixture: bool = False  # layers may have a mixture of experts in place of the MLP, see `experts`
     refused: Mapping[str, str] = field(default_factory=dict)  # options of its configuration, and what they mean
 
+    def states_of(self, output: torch.Tensor | tuple) -> torch.Tensor:
+        """The hidden states (B, T, d) in what a decoder layer returns."""
+        return output if self.plain_output else output[0]
+
 
 _ROUTER_LOGITS = {"output_router_logits": "router logits as outputs"}
 _NEOX_MLP = {"up": ("dense_h_to_4h",), "down": "dense_4h_to_h"}
