@@ -42,8 +42,12 @@ def perplexity(
     window), `tokens_scored`, and what it was measured on.
 
     Raises:
-        AmpExploreError: a window is longer than the model's context.
+        AmpExploreError: windows differ in length, or are longer than the model's context.
     """
+    if len(set(map(len, windows.ids))) > 1:
+        raise AmpExploreError(
+            f"{windows.data}: texts of different lengths have no common perplexity; take one that is cut into windows"
+        )
     context = context_of(model)
     if context is not None and len(windows.ids[0]) > context:
         raise AmpExploreError(

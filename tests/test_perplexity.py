@@ -123,6 +123,12 @@ def test_cancel_stops_before_the_next_layer(monkeypatch):
     assert reports == [(done, 4 * LAYERS) for done in range(LAYERS + 2)]
 
 
+def test_windows_of_different_lengths_are_refused():
+    prompts = TokenWindows((tokens(1, 5)[0], tokens(1, 9)[0]), "prompts", False)
+    with pytest.raises(AmpExploreError, match="prompts: texts of different lengths .* take one"):
+        perplexity(tiny("llama").model, prompts)
+
+
 def test_windows_longer_than_the_context_are_refused():
     with pytest.raises(AmpExploreError, match="1025 tokens do not fit the model's context of 1024"):
         perplexity(tiny("llama").model, windows_of(1, 1025))
