@@ -239,7 +239,8 @@ class Workbench:
     def known_perplexity(self, loaded: LoadedModel, plan: PruningPlan, windows: TokenWindows) -> dict[str, Any] | None:
         """What `perplexity` would answer at once, or None."""
         setup = perplexity_setup(loaded, windows)
-        return self.store.find_measurement("perplexity", loaded.shape.fingerprint, plan.digest, setup)
+        found = self.store.find_measurement("perplexity", loaded.shape.fingerprint, plan.digest, setup)
+        return found and found | windows.describe()
 
     def known_losses(self, loaded: LoadedModel, windows: TokenWindows) -> dict[str, float]:
         """The mean loss of every plan of this model that was measured on these windows, by the plan's digest."""

@@ -447,6 +447,9 @@ def test_an_answer_from_the_cache_equals_the_recomputed_one(tmp_path):
     assert same(kept.evidence(loaded, windows, progress=no_work).activations, collect(loaded, windows))
     measured = kept.perplexity(loaded, plan, windows, progress=no_work)
     assert measured == kept.known_perplexity(loaded, plan, windows) == fresh.perplexity(loaded, plan, windows)
+    renamed = TokenWindows(windows.ids, "another file with the same text", False)
+    said = kept.known_perplexity(loaded, plan, renamed)
+    assert said == kept.perplexity(loaded, plan, renamed, progress=no_work) and said["data"] == renamed.data
     for criterion in ("amp", "amp-projection"):
         one, two = (bench.scores(loaded, windows, criterion) for bench in (kept, fresh))
         for unit in ("heads", "neurons"):
