@@ -107,9 +107,14 @@ def ridge_fit(
 
 def caveat(method: RepairMethod, shape: ModelShape, windows: TokenWindows) -> str | None:
     """What a person should know of repairing this model on this text: that it is too short, if it is."""
-    tokens = sum(map(len, split_windows(windows)[0]))
+    if method == "bias":
+        return None
+    try:
+        tokens = sum(map(len, split_windows(windows)[0]))
+    except AmpExploreError as error:
+        return str(error)
     widest = max(max(layer.heads * layer.head_dim, layer.neurons) for layer in shape.layers)
-    if method == "bias" or tokens >= widest:
+    if tokens >= widest:
         return None
     return (
         f"{tokens:,} tokens to fit on are fewer than the {widest:,} inputs of the widest projection: its Gram matrix "
@@ -163,6 +168,9 @@ def fit_sequentially(
 
     The hidden states of all windows, of the dense model and of the repaired one, are in memory for one layer at a time.
     `progress` counts batches through layers and may cancel before each.
+
+    Raises:
+        AmpExploreError: weights are spread over devices or offloaded, or there are fewer than two windows.
     """
     refuse_spread(loaded.model, "a repair needs", "leave the plan unrepaired")
     layers = plan.changed_layers

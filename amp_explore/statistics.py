@@ -109,7 +109,7 @@ def collect_with_grams(
     """As `collect`, and the Gram matrices from the same pass.
 
     Raises:
-        AmpExploreError: there is no memory for them, or fewer than two windows, so that none can be held out.
+        AmpExploreError: there is no memory for them, or there are fewer than two windows.
     """
     needed, (free, _) = gram_bytes(loaded.shape), memory(torch.device("cpu"))
     if needed > free:
@@ -117,8 +117,6 @@ def collect_with_grams(
             f"the Gram matrices of this model take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "
             "take a criterion and a repair that need none"
         )
-    if len(windows.ids) < 2:
-        raise AmpExploreError("one calibration window cannot be split into a part to fit and one to check; take more")
     return _collect(loaded, windows, True, progress)
 
 
@@ -142,7 +140,13 @@ def _collect(
 
 
 def split_windows(windows: TokenWindows) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """(windows to fit on, windows held out); there is at least one of each, of two or more."""
+    """(windows to fit on, windows held out), at least one of each.
+
+    Raises:
+        AmpExploreError: there are fewer than two windows.
+    """
+    if len(windows.ids) < 2:
+        raise AmpExploreError("one calibration window cannot be split into a part to fit and one to check; take more")
     every = min(HELD_OUT, len(windows.ids))
     return (
         tuple(window for number, window in enumerate(windows.ids) if number % every != every - 1),

@@ -17,7 +17,7 @@ from amp_explore.models.families import decoder_layers, layer_parts, weight_of
 from amp_explore.perplexity import perplexity
 from amp_explore.plan import REPAIRS, PruningPlan, Repair
 from amp_explore.progress import Cancelled
-from amp_explore.repair import METHODS, RIDGES, fit_sequentially, repair_layer, ridge_fit
+from amp_explore.repair import METHODS, RIDGES, caveat, fit_sequentially, repair_layer, ridge_fit
 from amp_explore.statistics import collect_with_grams
 from amp_explore.store import Store
 from amp_explore.workbench import Workbench
@@ -193,6 +193,17 @@ def test_a_sequential_repair_leaves_the_layers_below_the_lowest_cut_alone(bench)
     pairs = zip(decoder_layers(model), decoder_layers(loaded.model), strict=True)
     same = [a.mlp.down_proj.weight is b.mlp.down_proj.weight for a, b in pairs]
     assert same == [True, True, False, False] and plan.changed_layers == [2, 3]
+
+
+def test_one_window_is_too_little_for_all_but_a_bias():
+    loaded, one = tiny("llama"), TokenWindows(WINDOWS.ids[:1], "made up", False)
+    with pytest.raises(AmpExploreError, match="one calibration window cannot be split"):
+        fit_sequentially(loaded, repaired(loaded, "sequential"), one)
+    said = {method: caveat(method, loaded.shape, one) for method in REPAIRS}
+    assert said.pop("bias") is None and all("take more" in why for why in said.values())
+    few = TokenWindows(WINDOWS.ids[:2], "made up", False)
+    assert "40 tokens to fit on are fewer than the 48 inputs" in caveat("sequential", loaded.shape, few)
+    assert caveat("sequential", loaded.shape, WINDOWS) is None
 
 
 def test_other_text_than_the_plan_names_is_refused(tmp_path, monkeypatch):
