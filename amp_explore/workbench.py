@@ -45,8 +45,8 @@ _SLICED_KEPT = 2  # models' worth of sliced layers
 
 
 class _Kept:
-    """What is kept of one loaded model, for as long as somebody holds that model: sliced layers, the longest unused of
-    which go first, and hidden states."""
+    """What is kept of one loaded model, as long as it is in the pool or, if it never was, somebody holds it: sliced
+    layers, the longest unused of which go first, and hidden states."""
 
     def __init__(self, layers: int) -> None:
         self.boundaries = Boundaries()
@@ -81,7 +81,7 @@ class Workbench:
 
     def __init__(self, store: Store | None = None, pool: ModelPool | None = None) -> None:
         self.store = store or Store(assets.cache_root())
-        self.pool = pool or ModelPool(_models_in_memory())
+        self.pool = pool or ModelPool(_models_in_memory(), self._let_go)
         self._kept: WeakKeyDictionary[LoadedModel, _Kept] = WeakKeyDictionary()
         self._machines: dict[tuple, Machine] = {}
         self._lock = threading.Lock()
@@ -214,6 +214,11 @@ class Workbench:
     def _kept_of(self, loaded: LoadedModel) -> _Kept:
         with self._lock:
             return self._kept.setdefault(loaded, _Kept(len(loaded.shape.layers)))
+
+    def _let_go(self, loaded: LoadedModel) -> None:
+        """Keep nothing more of a model that left the pool; an idle page may hold the model itself for long."""
+        with self._lock:
+            self._kept.pop(loaded, None)
 
     def perplexity(
         self,

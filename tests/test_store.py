@@ -500,6 +500,17 @@ def test_what_is_kept_of_a_model_goes_with_it(tmp_path):
     assert len(bench._kept) == 0
 
 
+def test_what_is_kept_of_a_model_goes_when_another_takes_its_place(tmp_path, tiny_model, monkeypatch):
+    """Whoever still holds the model, such as a page in an idle tab."""
+    monkeypatch.setenv("AMP_EXPLORE_MODELS", "1")
+    bench = Workbench(Store(tmp_path))
+    held = bench.pool.get(str(tiny_model), dtype="float32")
+    bench.sliced(held, random_plan(held, 1))
+    assert list(bench._kept) == [held]
+    bench.pool.get(str(tiny_model), dtype="bfloat16")
+    assert not bench._kept
+
+
 def test_the_keys_of_statistics_are_plain_text_that_a_person_can_read(tmp_path):
     loaded, windows = tiny("llama"), TokenWindows(tuple(tokens(2, 16)), "made up", False)
     Workbench(Store(tmp_path)).evidence(loaded, windows)

@@ -13,7 +13,7 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -178,10 +178,13 @@ def from_model(
 
 
 class ModelPool:
-    """Loaded models, shared by everyone in this process: at most `limit` at once, the least recently used one goes."""
+    """Loaded models, shared by everyone in this process: at most `limit` at once, the least recently used one goes.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    `let_go` is called with each that goes.
+    """
+
+    def __init__(self, limit: int, let_go: Callable[[LoadedModel], None] = lambda loaded: None) -> None:
+        self._limit, self._let_go = limit, let_go
         self._loading = threading.Lock()
         self._models: OrderedDict[tuple[str, str, str], LoadedModel] = OrderedDict()
 
@@ -202,7 +205,7 @@ class ModelPool:
                 self._models.move_to_end(key)
             else:
                 while len(self._models) >= self._limit:  # room first: two large models may not fit at once
-                    self._models.popitem(last=False)
+                    self._let_go(self._models.popitem(last=False)[1])
                 self._models[key] = load(source, device=device, dtype=dtype, progress=progress)
             return self._models[key]
 
