@@ -24,7 +24,7 @@ from amp_explore.models.experts import DownProjection, MixtureOfExperts
 from amp_explore.models.families import Family, decoder_layers, head_slices, layer_parts, share
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.shapes import ModelShape
-from amp_explore.models.sharding import memory
+from amp_explore.models.sharding import is_spread, memory
 from amp_explore.progress import Progress, no_progress
 
 VERSION = 4
@@ -111,7 +111,10 @@ def collect_with_grams(
     Raises:
         AmpExploreError: there is no memory for them, or there are fewer than two windows.
     """
-    needed, (free, _) = gram_bytes(loaded.shape), memory(torch.device("cpu"))
+    needed = gram_bytes(loaded.shape)
+    # They are summed up where the layers compute, and come to main memory all together.
+    places = {torch.device("cpu")} | (set() if is_spread(loaded.model) else {loaded.device})
+    free = min(memory(place)[0] for place in places)
     if needed > free:
         raise AmpExploreError(
             f"the Gram matrices of this model take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free; "

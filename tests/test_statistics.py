@@ -1,5 +1,7 @@
 """The sums do not depend on how they are taken; scores as a file. Their values: test_criteria.py."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,13 @@ def test_gram_matrices_that_do_not_fit_are_refused_before_the_pass(monkeypatch):
     monkeypatch.setattr(statistics, "memory", lambda device: (1000, 1000))
     with pytest.raises(AmpExploreError, match="GiB are free"):
         collect_with_grams(tiny("llama"), prompts(9, 9))
+
+
+def test_gram_matrices_must_fit_where_the_model_computes_too(monkeypatch):
+    loaded = SimpleNamespace(model=None, shape=tiny("llama").shape, device=torch.device("cuda", 0))
+    monkeypatch.setattr(statistics, "memory", lambda device: (2**40 if device.type == "cpu" else 1000, 2**40))
+    with pytest.raises(AmpExploreError, match="0.0 GiB are free"):
+        collect_with_grams(loaded, prompts(9, 9))
 
 
 def test_statistics_do_not_depend_on_how_products_are_chunked(monkeypatch):
