@@ -263,10 +263,8 @@ class PruningPlan:
     # URL token
 
     def to_token(self) -> str:
-        """The plan as a URL-safe string:
-
-        base64 of the deflated bits, with a check of the model's fingerprint in front and the repair behind.
-        """
+        """The plan as a URL-safe string: base64 of the deflated bits, with a check of the model's fingerprint in front
+        and the repair behind."""
         repair = json.dumps(asdict(self.repair)).encode() if self.repair else b""
         raw = bytes.fromhex(self.shape.fingerprint[:8]) + self._bits() + repair
         return base64.urlsafe_b64encode(zlib.compress(raw, 9)).decode().rstrip("=")

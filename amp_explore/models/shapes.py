@@ -76,10 +76,8 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a plan must fit:
-
-    the model's fingerprint and the units of each layer, with the totals that ratios refer to.
-    """
+    """What a plan must fit: the model's fingerprint and the units of each layer, with the totals that ratios refer
+    to."""
 
     fingerprint: str
     layers: tuple[LayerShape, ...]
