@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.gradients import LayerGradients
-from amp_explore.models.families import LayerParts, decoder_layers, layer_parts, weight_of
+from amp_explore.models.families import LayerParts, decoder_layers, inputs_of, layer_parts, weight_of
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.shapes import ModelShape
 from amp_explore.models.sharding import is_spread
@@ -29,6 +29,12 @@ from amp_explore.statistics import ActivationStatistics, LayerGrams, LayerStatis
 
 VERSION = 1
 """Part of the key of every kept score; goes up whenever a formula below changes."""
+
+HEADS_BY_DEFAULT = "amp"
+"""The criterion for heads where the chosen one scores neurons alone."""
+
+RIDGE = 1e-2
+"""Of the mean diagonal of a Gram matrix, what the `obs` scores add to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +45,8 @@ class Scores:
     neurons: tuple[np.ndarray, ...]
 
     def to_safetensors(self, **metadata: str) -> bytes:
-        """Tensors `heads` and `neurons` (layers, units); where layers differ in width `heads.0`, `heads.1`, ...
-
-        instead.
-        """
+        """Tensors `heads` and `neurons` (layers, units); where layers differ in width, `heads.0`, `heads.1`, ...
+        instead."""
         return save(tensors_of(heads=self.heads, neurons=self.neurons), metadata)
 
     @classmethod
@@ -118,10 +122,6 @@ class Layer:
     activations: LayerStatistics | None
     gradients: LayerGradients | None
     grams: LayerGrams | None
-
-    @property
-    def heads(self) -> int:
-        return weight_of(self.parts.o).shape[1] // self.parts.head_dim
 
 
 Function = Callable[[Layer], torch.Tensor]
@@ -262,22 +262,37 @@ def routed_neurons(layer: Layer) -> torch.Tensor:
 # Gradients
 
 
-def _of_gradients(name: str, unit: str) -> Function:
-    return lambda layer: getattr(layer.gradients, f"{unit}_{name}")
-
-
-def taylor(unit: str) -> Function:
-    """(units,) `|sum w g|` over the coupled weights w and their gradients g: the loss's change to first order when all
+def taylor_heads(layer: Layer) -> torch.Tensor:
+    """(heads,) `|sum w g|` over the coupled weights w and their gradients g: the loss's change to first order when all
     of them go at once (LLM-Pruner, Ma et al. 2023, arXiv 2305.11627)."""
-    return lambda layer: getattr(layer.gradients, f"{unit}_product").abs()
+    return layer.gradients.head_product.abs()
 
 
-def taylor_second(unit: str) -> Function:
-    """(units,) `|sum w g - 1/2 sum w^2 E[g^2]|`: the squared gradient stands for the Hessian's diagonal (LLM-Pruner, Ma
+def taylor_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) as for heads."""
+    return layer.gradients.neuron_product.abs()
+
+
+def taylor_second_heads(layer: Layer) -> torch.Tensor:
+    """(heads,) `|sum w g - 1/2 sum w^2 E[g^2]|`: the squared gradient stands for the Hessian's diagonal (LLM-Pruner, Ma
     et al. 2023, arXiv 2305.11627)."""
-    return lambda layer: (
-        getattr(layer.gradients, f"{unit}_product") - getattr(layer.gradients, f"{unit}_square") / 2
-    ).abs()
+    return (layer.gradients.head_product - layer.gradients.head_square / 2).abs()
+
+
+def taylor_second_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) as for heads."""
+    return (layer.gradients.neuron_product - layer.gradients.neuron_square / 2).abs()
+
+
+def relevance_heads(layer: Layer) -> torch.Tensor:
+    """(heads,) `mean |x_h . dL/dx_h|`: gradient times activation (layer-wise relevance, Yeom et al. 2019, arXiv
+    1912.08881)."""
+    return layer.gradients.head_relevance
+
+
+def relevance_neurons(layer: Layer) -> torch.Tensor:
+    """(neurons,) `mean |a_j dL/da_j|` (as for heads)."""
+    return layer.gradients.neuron_relevance
 
 
 def gblm_heads(layer: Layer) -> torch.Tensor:
@@ -453,8 +468,8 @@ CRITERIA: dict[str, Criterion] = {
         says="The loss's change to first order when the whole unit goes.",
         formula="|Σ w g| over the coupled weights",
         source="LLM-Pruner, Ma et al. 2023, arXiv 2305.11627",
-        heads=taylor("head"),
-        neurons=taylor("neuron"),
+        heads=taylor_heads,
+        neurons=taylor_neurons,
         needs=frozenset({"gradients"}),
     ),
     "taylor-second": Criterion(
@@ -462,8 +477,8 @@ CRITERIA: dict[str, Criterion] = {
         says="First order and, from squared gradients, second.",
         formula="|Σ w g − ½ Σ w² E[g²]|",
         source="LLM-Pruner, Ma et al. 2023, arXiv 2305.11627",
-        heads=taylor_second("head"),
-        neurons=taylor_second("neuron"),
+        heads=taylor_second_heads,
+        neurons=taylor_second_neurons,
         needs=frozenset({"gradients"}),
     ),
     "gblm-style": Criterion(
@@ -480,8 +495,8 @@ CRITERIA: dict[str, Criterion] = {
         says="Gradient times activation: how much of the loss passes through the unit.",
         formula="mean |x_h · ∂L/∂x_h| · mean |a_j ∂L/∂a_j|",
         source="Yeom et al. 2019, arXiv 1912.08881",
-        heads=_of_gradients("relevance", "head"),
-        neurons=_of_gradients("relevance", "neuron"),
+        heads=relevance_heads,
+        neurons=relevance_neurons,
         needs=frozenset({"gradients"}),
     ),
     "spectrum": Criterion(
@@ -519,8 +534,8 @@ CRITERIA: dict[str, Criterion] = {
         says="By lot: what any criterion has to beat.",
         formula="u ~ U(0, 1)",
         source="control",
-        heads=lambda layer: _by_lot(layer, "heads", layer.heads),
-        neurons=lambda layer: _by_lot(layer, "neurons", _down(layer).shape[1]),
+        heads=lambda layer: _by_lot(layer.number, "heads", inputs_of(layer.parts.o) // layer.parts.head_dim),
+        neurons=lambda layer: _by_lot(layer.number, "neurons", inputs_of(layer.parts.down)),
         needs=frozenset(),
     ),
     "reversed": Criterion(
@@ -532,12 +547,6 @@ CRITERIA: dict[str, Criterion] = {
         neurons=lambda layer: -amp_neurons(layer),
     ),
 }
-
-HEADS_BY_DEFAULT = "amp"
-"""The criterion for heads where the chosen one scores neurons alone."""
-
-RIDGE = 1e-2
-"""Of the mean diagonal of a Gram matrix, what the `obs` scores add to it."""
 
 
 def check(criterion: str, heads: str | None = None) -> None:
@@ -637,6 +646,6 @@ def _whole(norms: Sequence[torch.Tensor], order: int) -> torch.Tensor:
     return _norm(torch.stack(list(norms)), order, 0)
 
 
-def _by_lot(layer: Layer, unit: str, count: int) -> torch.Tensor:
-    lot = torch.Generator().manual_seed(2 * layer.number + (unit == "neurons"))
+def _by_lot(layer: int, unit: str, count: int) -> torch.Tensor:
+    lot = torch.Generator().manual_seed(2 * layer + (unit == "neurons"))
     return torch.rand(count, generator=lot)
