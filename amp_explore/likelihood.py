@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import decoder_layers, eager_attention, family_of, share
-from amp_explore.models.sharding import device_of
+from amp_explore.models.sharding import device_of, suited
 from amp_explore.progress import Progress, no_progress
 
 # A tree takes in sequences up to this many tokens, then only those that share a quarter of theirs with the one before.
@@ -66,7 +66,7 @@ def log_likelihoods(
     totals = torch.zeros(len(pairs), dtype=torch.float64)
     greedy = torch.ones(len(pairs), dtype=torch.bool)
     scorer, done = _Scorer(model), 0
-    trees = _trees(pairs, max_length, batch_tokens, _on(device_of(model), _TREE_TOKENS))
+    trees = _trees(pairs, max_length, batch_tokens, suited(_TREE_TOKENS, device_of(model)))
     with torch.inference_mode():
         for batch in _batches(trees, batch_tokens):
             progress(done, len(pairs), "log-likelihoods")
@@ -195,7 +195,7 @@ class _Scorer:
             position_ids=joined("depths").to(device)[None],
             use_cache=False,
         ).logits  # (places, V)
-        parts = logits.split(max(1, _on(device, _LOGITS) // logits.shape[1]))
+        parts = logits.split(max(1, suited(_LOGITS, device) // logits.shape[1]))
         norms, peaks = (torch.cat(part) for part in zip(*map(_norms_and_peaks, parts), strict=True))
         index = index.to(device)
         answered = logits[index, joined("targets").to(device)].float()
@@ -255,7 +255,3 @@ def _norms_and_peaks(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     peaks = logits.amax(-1)
     # not torch.logsumexp, which takes over ten times as long on a CPU
     return peaks - logits.log_softmax(-1).amax(-1), peaks
-
-
-def _on(device: torch.device, table: dict[str, int]) -> int:
-    return table.get(device.type, table["else"])

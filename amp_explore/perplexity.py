@@ -16,13 +16,12 @@ from amp_explore.calibration import TokenWindows
 from amp_explore.errors import AmpExploreError
 from amp_explore.layerwise import Known
 from amp_explore.models.families import context_of, decoder_layers, family_of, share
-from amp_explore.models.sharding import device_of, devices
+from amp_explore.models.sharding import device_of, devices, suited
 from amp_explore.progress import Progress, no_progress
 
-_TOKENS = {"cpu": 2048, "cuda": 16384}  # that run through the layers at a time
+_TOKENS = {"cuda": 16384, "else": 2048}  # that run through the layers at a time
 # Logits that exist at a time, and those that a softmax sees at a time: on a CPU, memory that is used again and cache.
-_LOGITS, _NORMALISED = {"cpu": 12 * 2**20}, {"cpu": 2**20}
-_MANY_LOGITS = 2**26
+_LOGITS, _NORMALISED = {"cpu": 12 * 2**20, "else": 2**26}, {"cpu": 2**20, "else": 2**26}
 _WORST = 700.0  # nats: a ruined model may leave the range of floats, and JSON has no infinity and no NaN
 
 
@@ -54,7 +53,7 @@ def perplexity(
             f"windows of {len(windows.ids[0])} tokens do not fit the model's context of {context}; take shorter ones"
         )
     ids = torch.stack(windows.ids)  # (W, T)
-    batch = max(1, _TOKENS.get(device_of(model).type, 2048) // ids.shape[1])
+    batch = max(1, suited(_TOKENS, device_of(model)) // ids.shape[1])
     losses: list[torch.Tensor] = []
     with torch.inference_mode():
         run = _Run(model, boundaries, -(-len(ids) // batch), progress)
@@ -107,8 +106,8 @@ class _Run:
 
     def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean loss, in float64, of what leaves the highest layer (T, d) for the tokens that follow (T,)."""
-        kind, vocabulary = hidden.device.type, self.model.config.vocab_size
-        at_once, normalised = (max(1, of.get(kind, _MANY_LOGITS) // vocabulary) for of in (_LOGITS, _NORMALISED))
+        vocabulary = self.model.config.vocab_size
+        at_once, normalised = (max(1, suited(of, hidden.device) // vocabulary) for of in (_LOGITS, _NORMALISED))
         total = torch.zeros((), dtype=torch.float64)
         for rows, following in zip(hidden.split(at_once), targets.split(at_once), strict=True):
             self.below.states = rows[None]

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 import torch
 
 from amp_explore.costs import remaining_cached_heads, remaining_weights, removed_units
+from amp_explore.models.sharding import suited
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Progress, no_progress
 
-_COPY_BYTES = {"cuda": 2**31}  # well above any cache
-_MATMUL_SIZE = {"cuda": 8192}
+_COPY_BYTES = {"cuda": 2**31, "else": 2**28}  # well above any cache
+_MATMUL_SIZE = {"cuda": 8192, "else": 2048}
 _ROUNDS = 5
 _CLOSE = 1.5  # a measurement this many times the roofline's is still put down to the roofline
 
@@ -103,10 +104,10 @@ def _seen(tokens: int, context: int, window: int | None) -> int:
 def measure_machine(device: torch.device, dtype: torch.dtype, *, progress: Progress = no_progress) -> Machine:
     """Measure the device, with as many threads as torch uses; the best of a few rounds counts. Takes about a second."""
     progress(0, 2, "measuring the memory's speed")
-    copied = _COPY_BYTES.get(device.type, 2**28)
+    copied = suited(_COPY_BYTES, device)
     copy_seconds = _best_copy(copied, device)
     progress(1, 2, "measuring matrix products")
-    size = _MATMUL_SIZE.get(device.type, 2048)
+    size = suited(_MATMUL_SIZE, device)
     matrix = torch.randn(size, size, device=device).to(dtype)
     product_seconds = _best(lambda: matrix @ matrix, device)
     return Machine(

@@ -24,7 +24,7 @@ from amp_explore.models.experts import DownProjection, MixtureOfExperts
 from amp_explore.models.families import Family, decoder_layers, head_slices, layer_parts, share
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.shapes import ModelShape
-from amp_explore.models.sharding import is_spread, memory
+from amp_explore.models.sharding import is_spread, memory, suited
 from amp_explore.progress import Progress, no_progress
 
 VERSION = 4
@@ -33,9 +33,9 @@ VERSION = 4
 HELD_OUT = 8
 """Every so many windows, one is held out of the first part of the Gram matrices and makes the second."""
 
-_BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+_BATCH_TOKENS = {"cuda": 8192, "else": 1024}
 # Of one head's projected output (tokens, hidden), so much exists at a time: on a CPU, what stays in its cache.
-_PRODUCT_BYTES = {"cpu": 2**21, "cuda": 2**26}
+_PRODUCT_BYTES = {"cuda": 2**26, "else": 2**21}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class LayerGrams:
 
 def batch_tokens(device: torch.device) -> int:
     """How many calibration tokens run through a model at a time."""
-    return _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"])
+    return suited(_BATCH_TOKENS, device)
 
 
 def gram_bytes(shape: ModelShape) -> int:
@@ -235,7 +235,7 @@ class _Sums:
         def add(linear: nn.Linear, inputs: tuple[torch.Tensor]) -> None:
             slices = head_slices(linear, head_dim)  # (heads, head_dim, hidden)
             x = inputs[0].flatten(0, 1)  # (B * T, heads * head_dim)
-            chunk = max(1, _PRODUCT_BYTES.get(x.device.type, 2**21) // (slices.shape[-1] * x.itemsize))
+            chunk = max(1, suited(_PRODUCT_BYTES, x.device) // (slices.shape[-1] * x.itemsize))
             projected = [
                 torch.cat([_l1(part @ weight, -1) for part in columns.split(chunk)])  # (B * T,)
                 for columns, weight in zip(x.split(head_dim, 1), slices, strict=True)

@@ -32,6 +32,11 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device(device) if device is not None else next(module.parameters()).device
 
 
+def suited(table: Mapping[str, int], device: torch.device) -> int:
+    """The entry of a kind of device, `cpu` or `cuda`, or else that of `else`."""
+    return table[device.type] if device.type in table else table["else"]
+
+
 def is_spread(model: nn.Module) -> bool:
     """Whether a model's weights are spread over devices or offloaded."""
     return hasattr(model, "hf_device_map")
