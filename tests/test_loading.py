@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -75,10 +76,12 @@ def test_a_saved_model_of_each_family_loads_with_identical_logits(family, tmp_pa
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
 
 
-def test_a_loaded_model_says_what_it_is(folder):
+def test_a_loaded_model_says_what_it_is(folder, monkeypatch):
     loaded = load(str(folder), **CPU)
     assert loaded.tokenizer("ab c").input_ids == ids_of("ab c")
     assert loaded.name == "model"
+    monkeypatch.chdir(folder)
+    assert replace(loaded, source=".").name == "model"
     said = loaded.describe()
     assert said.pop("fingerprint") == loaded.shape.fingerprint
     assert said == {

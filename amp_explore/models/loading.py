@@ -61,7 +61,7 @@ class LoadedModel:
         """A short name for people."""
         if self.random:
             return f"{self.source.removeprefix(random_weights.PREFIX)} (random weights)"
-        return "SmolLM2-135M-Instruct (demo)" if self.source == "demo" else Path(self.source).name
+        return "SmolLM2-135M-Instruct (demo)" if self.source == "demo" else Path(self.source).absolute().name
 
     @property
     def random(self) -> bool:
