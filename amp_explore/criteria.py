@@ -246,7 +246,8 @@ def cfsp_neurons(layer: Layer) -> torch.Tensor:
     neurons (CFSP, Wang et al. 2024, arXiv 2409.13199)."""
     activity = _rms(layer, "neuron")
     parts = [_norm(_down(layer), 1, 0) * activity, *(_norm(_numbers(up), 1, 1) for up in layer.parts.up)]
-    return sum(part / part.sum() for part in parts) * activity
+    least = torch.finfo(torch.float32).tiny  # neurons that never fire have no activity to share
+    return sum(part / part.sum().clamp(min=least) for part in parts) * activity
 
 
 def routed_neurons(layer: Layer) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Every criterion against a plain second implementation: one prompt at a time, each unit by itself, in float64."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +13,8 @@ from amp_explore.calibration import TokenWindows
 from amp_explore.criteria import CRITERIA, RIDGE, Evidence, needs, score, unavailable
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import as_linear, decoder_layers, layer_parts, weight_of
+from amp_explore.plan import PruningPlan
+from amp_explore.slicing import mask
 from amp_explore.statistics import collect, collect_with_grams, split_windows
 
 LENGTHS = (3, 17, 9, 17, 2, 30, 5, 11, 8)
@@ -305,6 +308,17 @@ def test_heads_can_be_scored_by_another_criterion():
     for layer in range(len(both.heads)):
         assert np.array_equal(both.heads[layer], score(loaded, evidence, "flap").heads[layer])
         assert np.array_equal(both.neurons[layer], score(loaded, evidence, "cfsp").neurons[layer])
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_layer_that_lost_all_its_units_is_scored_on(family):
+    """As pruning in small steps does before each."""
+    loaded, plan = tiny(family), PruningPlan.empty(tiny(family).shape)
+    for unit in ("heads", "neurons"):
+        plan = plan.with_units(unit, 1, np.ones(getattr(loaded.shape.layers[1], unit), bool), True)
+    evidence = evidence_for(replace(loaded, model=mask(loaded, plan)), prompts(*LENGTHS), *CRITERIA)
+    for criterion in CRITERIA:
+        score(loaded, evidence, criterion)  # raises where a score is not finite
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class MixtureOfExperts(nn.Module):
         """(..., d) -> (..., E), each token's weight of each expert."""
         logits = self.router(states)
         if self.closed is not None:
-            logits = logits.masked_fill(self.closed, -torch.inf)
+            logits = logits.masked_fill(self.closed, torch.finfo(logits.dtype).min)  # finite, for all may be closed
         chances = logits.softmax(-1, dtype=torch.float32)
         best, chosen = chances.topk(min(self.top_k, len(self.widths)), -1)
         if self.normalised:
