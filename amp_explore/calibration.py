@@ -21,9 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from amp_explore import assets
 from amp_explore.errors import DataError
 
-BundledText = Literal["wiki", "c4", "code"]
-Calibration = Literal["wiki", "c4", "code", "alpaca"]
-Evaluation = Literal["wiki", "c4", "code", "wikitext2"]
+Calibration = Literal[assets.Text, "alpaca"]
+Evaluation = Literal[assets.Text, "wikitext2"]
 Bos = Literal["auto", "always", "never"]
 
 ALPACA_PROMPTS = 50  # as in AMP
@@ -125,7 +124,7 @@ def file_windows(
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except OSError as error:
-        raise DataError(f"cannot read the text {path}: {error.strerror}") from None
+        raise DataError(f"cannot read the text {path}: {error.strerror}; check the path") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text; convert it first") from None
     return _with_bos(tokenizer, _consecutive(_tokenise(tokenizer, text), window, windows), bos, Path(path).name)
@@ -141,8 +140,8 @@ def _bundled(
 
 def _half(source: str, which: Literal["calibration", "evaluation"]) -> str:
     """One half of a bundled text: whole articles of wiki, whole lines of the others."""
-    if source not in get_args(BundledText):
-        raise DataError(f"text {source!r} is not known; use one of {', '.join(get_args(BundledText))}, or a file")
+    if source not in get_args(assets.Text):
+        raise DataError(f"text {source!r} is not known; use one of {', '.join(get_args(assets.Text))}, or a file")
     text = assets.text_file(source).read_text(encoding="utf-8")
     parts = (
         re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, re.DOTALL)
@@ -163,7 +162,7 @@ def _consecutive(ids: torch.Tensor, window: int, windows: int | None) -> list[to
     available = len(ids) // _positive(window, "window", least=2)
     if not available:
         raise DataError(
-            f"the text has {len(ids)} tokens, fewer than one window of {window}; use a longer text or --window"
+            f"the text has {len(ids)} tokens, fewer than one window of {window}; use a longer text or shorter windows"
         )
     count = available if windows is None else min(_positive(windows, "windows"), available)
     return list(ids[: count * window].view(count, window))

@@ -254,7 +254,7 @@ class PruningPlan:
                 raise PlanError(f"{path}: {size / 2**20:.0f} MB is no plan: the limit is {MAX_FILE_BYTES >> 20} MB")
             text = Path(path).read_bytes()
         except OSError as error:
-            raise PlanError(f"cannot read the plan {path}: {error.strerror}") from None
+            raise PlanError(f"cannot read the plan {path}: {error.strerror}; check the path") from None
         try:
             return cls.from_json(text, shape)
         except PlanError as error:

@@ -335,7 +335,7 @@ def bad_files(place):
         (f"{SCORE} --text none.txt --out x", "cannot read the text none.txt"),
         (f"{SCORE} --text empty.txt --out x", "0 tokens, fewer than one window"),
         (f"{SCORE} --text latin.txt --out x", "not UTF-8"),
-        (f"{SCORE} --window 2000 --out x", "use a longer text or --window"),
+        (f"{SCORE} --window 2000 --out x", "use a longer text or shorter windows"),
         (f"{SCORE} --window 1 --out x", "window must be at least 2"),
         (f"{SCORE} --windows 0 --out x", "windows must be at least 1"),
         (f"{SCORE} --criterion magic --out x", "'magic' is not known; use one of amp"),

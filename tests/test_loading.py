@@ -245,8 +245,8 @@ def test_damaged_weights_and_a_missing_tokenizer_are_refused(folder):
         ("~/none", "there is no such folder"),
         ("a/b/c", "there is no such folder"),
         ("none.gguf", "there is no such file"),
-        ("not a hub id", "neither a folder nor a valid hub id"),
-        ("owner/" + "x" * 200, "neither a folder nor a valid hub id"),
+        ("not a hub id", "neither a folder nor a hub id"),
+        ("owner/" + "x" * 200, "neither a folder nor a hub id"),
         ("x" * 5000, "File name too long"),
     ],
 )

@@ -275,15 +275,15 @@ def _folder(source: str, progress: Progress) -> Path:
             return path
         if path.suffix == ".gguf":
             if not path.is_file():
-                raise ModelError(f"{source}: there is no such file")
+                raise ModelError(f"{source}: there is no such file; check the path")
             return _converted(path, progress)
         exists = path.exists()
     except OSError as error:
-        raise ModelError(f"{source[:80]}: {error.strerror}") from None
+        raise ModelError(f"{source[:80]}: {error.strerror}; check the path") from None
     if exists:
         raise ModelError(f"{source}: not a model; give its folder, or a .gguf file")
     if source.count("/") > 1 or source[0] in "./~" or "\\" in source:
-        raise ModelError(f"{source}: there is no such folder")
+        raise ModelError(f"{source}: there is no such folder; check the path")
     return _download(source, progress)
 
 
@@ -295,13 +295,15 @@ def _download(hub_id: str, progress: Progress) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, local_files_only=not _hub_answers(hub_id)))
     except HFValidationError:
-        raise ModelError(f"{hub_id!r} is neither a folder nor a valid hub id (owner/name)") from None
+        raise ModelError(f"{hub_id!r} is neither a folder nor a hub id (owner/name); check the spelling") from None
     except LocalEntryNotFoundError:
         raise ModelError(
             f"{hub_id!r} is no local folder, and the hub cannot be reached; check the path or the network"
         ) from None
     except HfHubHTTPError as error:
-        raise ModelError(f"the hub has no {hub_id!r}, or does not let you have it ({_in_one_line(error)})") from None
+        raise ModelError(
+            f"the hub has no {hub_id!r}, or does not let you have it ({_in_one_line(error)}); check the id, or log in"
+        ) from None
     except Exception as error:  # a connection that breaks, a full disk: many types
         raise ModelError(f"{hub_id!r} cannot be downloaded ({_in_one_line(error)}); try again") from error
 
@@ -335,9 +337,10 @@ def _read_config(folder: Path) -> dict:
     except FileNotFoundError:
         raise ModelError(f"{folder}: no model here; a model folder has a config.json and .safetensors files") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: config.json cannot be read ({_in_one_line(error)})") from None
+        reason = _in_one_line(error)
+        raise ModelError(f"{folder}: config.json cannot be read ({reason}); download the model again") from None
     if not isinstance(config, dict):
-        raise ModelError(f"{folder}: config.json is not a model configuration")
+        raise ModelError(f"{folder}: config.json is not a model configuration; download the model again")
     if config.get("quantization_config"):
         raise ModelError(f"{folder}: quantised weights cannot be sliced; use the unquantised model, or a .gguf file")
     if not any(folder.glob("*.safetensors")):
@@ -345,7 +348,7 @@ def _read_config(folder: Path) -> dict:
         raise ModelError(
             f"{folder}: only pickled weights, which can run code when read; convert them to safetensors first"
             if pickled
-            else f"{folder}: no .safetensors file with weights"
+            else f"{folder}: no .safetensors file with weights; download the model again"
         )
     return config
 
