@@ -16,7 +16,7 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import PruningPlan, Repair
 from amp_explore.planning import Recipe, make_plan
-from amp_explore.progress import Progress, no_progress, part
+from amp_explore.progress import Progress, labelled, no_progress, part
 from amp_explore.workbench import Workbench
 
 
@@ -80,17 +80,13 @@ def compare(
     dense = PruningPlan.empty(loaded.shape)
     for number, (recipe, repair) in enumerate([(None, None), *cases]):
         label = f"{recipe.criterion} {recipe.ratio:.0%}: " if recipe else ""
-        within = part(_labelled(progress, label), number, len(cases) + 1)
+        within = part(labelled(progress, label), number, len(cases) + 1)
         plan = dense
         if recipe:
             plan = make_plan(bench, loaded, calibration, recipe, repair=repair, progress=within).repaired(repair)
         rows.append(_row(bench, loaded, recipe, plan, bench.perplexity(loaded, plan, evaluation, progress=within)))
         report(list(rows))
     return rows
-
-
-def _labelled(progress: Progress, label: str) -> Progress:
-    return lambda done, total, note: progress(done, total, label + note)
 
 
 def _row(bench: Workbench, loaded: LoadedModel, recipe: Recipe | None, plan: PruningPlan, measured: dict) -> Row:

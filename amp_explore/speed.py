@@ -135,9 +135,8 @@ def _turn(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, mode: Mode
     prefill, decode, eager_decode = FIGURES
     running = decoder(model, batch=ids.shape[0], length=ids.shape[1] + new_tokens, mode=mode)
     if device.type == "cuda":
-        running.prefill(
-            ids
-        )  # a decoder's first takes memory and wakes the device; on a CPU it costs more than it mends
+        # A decoder's first takes memory and wakes the device; on a CPU it costs more than it mends.
+        running.prefill(ids)
     taken = {}
     taken[prefill] = _seconds(device, lambda: running.prefill(ids))
     taken[decode] = _seconds(device, running.step, new_tokens)

@@ -159,24 +159,18 @@ def split_windows(windows: TokenWindows) -> tuple[tuple[torch.Tensor, ...], tupl
 
 def _averages(sums: dict[str, torch.Tensor], prompts: int, tokens: int) -> LayerStatistics:
     """The layer's statistics from its sums over prompts and over tokens."""
-    mean = {name: sums[name] / tokens for name in ("attention_sum", "neuron_sum")}
-    variance = {
-        name: (sums[f"{name}_square"] / tokens - mean[f"{name}_sum"].square()).clamp(min=0)
-        for name in ("attention", "neuron")
-    }
     fields = {
         "head_projection": sums["head_projection"] / prompts,
         "head_norm": (sums["head_norm"] / prompts).sqrt(),
         "neuron_magnitude": sums["neuron_magnitude"] / prompts,
         "neuron_norm": (sums["neuron_norm"] / prompts).sqrt(),
-        "attention_mean": mean["attention_sum"],
-        "attention_variance": variance["attention"],
-        "neuron_mean": mean["neuron_sum"],
-        "neuron_variance": variance["neuron"],
         "expert_output": sums["expert_output"] / tokens,
         "angle": sums["angle"] / tokens,
         "inverse_power": sums["inverse_power"] / tokens,
     }
+    for name in ("attention", "neuron"):
+        fields[f"{name}_mean"] = mean = sums[f"{name}_sum"] / tokens
+        fields[f"{name}_variance"] = (sums[f"{name}_square"] / tokens - mean.square()).clamp(min=0)
     return LayerStatistics(**{name: value.float().cpu() for name, value in fields.items()})
 
 

@@ -46,8 +46,9 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS measurements (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL, plan TEXT NOT NULL,
     setup TEXT NOT NULL, result TEXT NOT NULL, sha256 TEXT NOT NULL, created REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS measurements_of_plan ON measurements (model, plan, kind); CREATE TABLE IF NOT EXISTS plans
-(digest TEXT PRIMARY KEY, model TEXT NOT NULL, document TEXT NOT NULL, created REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS measurements_of_plan ON measurements (model, plan, kind);
+CREATE TABLE IF NOT EXISTS plans (
+    digest TEXT PRIMARY KEY, model TEXT NOT NULL, document TEXT NOT NULL, created REAL NOT NULL);
 """
 
 

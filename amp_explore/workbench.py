@@ -31,7 +31,7 @@ from amp_explore.keys import numerics, on_text
 from amp_explore.models.loading import LoadedModel, ModelPool
 from amp_explore.perplexity import perplexity
 from amp_explore.plan import PruningPlan, Repair, RepairMethod
-from amp_explore.progress import Progress, no_progress, part
+from amp_explore.progress import Progress, labelled, no_progress, part
 from amp_explore.roofline import Machine, measure_machine
 from amp_explore.slicing import LayerOf, slice_layer, slice_model
 from amp_explore.store import Key, Store
@@ -72,8 +72,15 @@ class _Kept:
 
 @dataclass(frozen=True, eq=False)
 class _LayerScores:
+    """One layer of `criteria.Scores` as the store keeps it: (heads,) and (neurons,)."""
+
     heads: torch.Tensor
     neurons: torch.Tensor
+
+    @classmethod
+    def of(cls, scores: criteria.Scores) -> tuple[_LayerScores, ...]:
+        layers = zip(scores.heads, scores.neurons, strict=True)
+        return tuple(cls(torch.from_numpy(heads), torch.from_numpy(neurons)) for heads, neurons in layers)
 
 
 class Workbench:
@@ -129,13 +136,10 @@ class Workbench:
         return self._kept_scores(key, compute) if slow else compute()
 
     def _kept_scores(self, key: Key, compute: Callable[[], criteria.Scores]) -> criteria.Scores:
-        def layers() -> tuple[_LayerScores, ...]:
-            pairs = zip(*vars(compute()).values(), strict=True)
-            return tuple(_LayerScores(*map(torch.from_numpy, pair)) for pair in pairs)
-
-        kept = self.store.statistics(key, layers, _LayerScores)
-        heads_and_neurons = ([each.numpy() for each in vars(layer).values()] for layer in kept)
-        return criteria.Scores(*map(tuple, zip(*heads_and_neurons, strict=True)))
+        layers = self.store.statistics(key, lambda: _LayerScores.of(compute()), _LayerScores)
+        return criteria.Scores(
+            tuple(layer.heads.numpy() for layer in layers), tuple(layer.neurons.numpy() for layer in layers)
+        )
 
     def errors_per_parameter(
         self, loaded: LoadedModel, windows: TokenWindows, ranking: Ranking, *, progress: Progress = no_progress
@@ -147,8 +151,7 @@ class Workbench:
             return least_error.errors_per_parameter(loaded, evidence, ranking)
 
         key = {"kind": "least-error", "version": least_error.VERSION, "ranking": ranking.digest}
-        key |= {"evidence": VERSIONS["grams"], "model": loaded.shape.fingerprint, "windows": windows.digest}
-        return self._kept_scores(key | numerics(loaded), compute)
+        return self._kept_scores(key | {"evidence": VERSIONS["grams"], **on_text(loaded, windows)}, compute)
 
     def has_scores(
         self, loaded: LoadedModel, windows: TokenWindows, criterion: str = "amp", heads: str | None = None
@@ -313,10 +316,9 @@ class Workbench:
         """`speed` for every batch with every length of prompt; returns what did not fit, a sentence each."""
         cases, too_large = list(itertools.product(batches, prompts)), []
         for number, (batch, prompt) in enumerate(cases):
-            note = f"batch {batch}, {prompt} tokens: "
-            reported = part(lambda done, total, said, note=note: progress(done, total, note + said), number, len(cases))
+            within = part(labelled(progress, f"batch {batch}, {prompt} tokens: "), number, len(cases))
             try:
-                self.speed(loaded, plan, batch=batch, prompt=prompt, progress=reported, **options)
+                self.speed(loaded, plan, batch=batch, prompt=prompt, progress=within, **options)
             except TooLarge as error:
                 too_large.append(str(error))
         return too_large

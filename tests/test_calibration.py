@@ -113,7 +113,10 @@ def test_a_tokenizer_without_bos_gets_none_and_cannot_be_made_to(text_file):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 2000}, "the text has 1003 tokens, fewer than one window of 2000; use a longer .* or shorter .*"),
+        (
+            {"window": 2000},
+            "the text has 1003 tokens, fewer than one window of 2000; use a longer text or shorter windows",
+        ),
         ({"window": 1}, "window must be at least 2, not 1"),
         ({"window": 0}, "window must be at least 2, not 0"),
         ({"window": -10}, "window must be at least 2, not -10"),
