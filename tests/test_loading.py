@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, tiny, tokens
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
+from amp_explore import gradients
+from amp_explore.calibration import TokenWindows
 from amp_explore.errors import AmpExploreError, ModelError
 from amp_explore.models import loading
 from amp_explore.models.families import FAMILIES as KNOWN
@@ -74,6 +76,15 @@ def test_a_saved_model_of_each_family_loads_with_identical_logits(family, tmp_pa
     assert loaded.shape.layers == original.shape.layers
     assert loaded.shape.parameters == original.shape.parameters == sum(p.numel() for p in original.model.parameters())
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_model_that_is_loaded_in_the_midst_of_a_measurement_can_have_gradients(tmp_path, family):
+    save_tiny(tmp_path / "model", family)
+    with torch.inference_mode():
+        loaded = load(str(tmp_path / "model"), **CPU)
+    gradients.collect(loaded, TokenWindows(tuple(tokens(1, 9)), "made up", False))
+    assert not any(tensor.is_inference() for tensor in (*loaded.model.parameters(), *loaded.model.buffers()))
 
 
 def test_a_loaded_model_says_what_it_is(folder, monkeypatch):
@@ -245,6 +256,7 @@ def test_damaged_weights_and_a_missing_tokenizer_are_refused(folder):
         ("~/none", "there is no such folder"),
         ("a/b/c", "there is no such folder"),
         ("none.gguf", "there is no such file"),
+        ("none.GGUF", "there is no such file"),
         ("not a hub id", "neither a folder nor a hub id"),
         ("owner/" + "x" * 200, "neither a folder nor a hub id"),
         ("x" * 5000, "File name too long"),

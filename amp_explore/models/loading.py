@@ -98,6 +98,7 @@ class LoadedModel:
         }
 
 
+@torch.inference_mode(False)  # a job that measures may be interrupted to load, and this model may need gradients
 def load(
     source: str, *, device: str | DeviceMap = "auto", dtype: Dtype = "auto", progress: Progress = no_progress
 ) -> LoadedModel:
@@ -273,7 +274,7 @@ def _folder(source: str, progress: Progress) -> Path:
     try:
         if path.is_dir():
             return path
-        if path.suffix == ".gguf":
+        if path.suffix.lower() == ".gguf":
             if not path.is_file():
                 raise ModelError(f"{source}: there is no such file; check the path")
             return _converted(path, progress)
