@@ -22,7 +22,7 @@ from amp_explore.progress import Progress, no_progress
 from amp_explore.statistics import add_to
 
 VERSION = 1
-"""Part of every cache key; goes up whenever the numbers below change."""
+"""Part of the keys of kept gradients and scores; goes up whenever the numbers below change."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from amp_explore.models.loading import LoadedModel
 from amp_explore.store import Key
 
 VERSION = 2
-"""Part of every cache key; goes up whenever slicing or a measurement changes its numbers."""
+"""Part of every cache key; goes up whenever slicing, a repair or a measurement changes its numbers."""
 
 
 def on_text(loaded: LoadedModel, windows: TokenWindows) -> Key:

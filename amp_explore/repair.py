@@ -39,7 +39,7 @@ from amp_explore.slicing import NoAttention, slice_layer
 from amp_explore.statistics import split_windows
 
 VERSION = 1
-"""Part of every key of something repaired; goes up whenever a repair gives other numbers."""
+"""Part of the key of every kept fit; goes up, and `keys.VERSION` with it, whenever a repair gives other numbers."""
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What is tried, as multiples of the mean diagonal of the Gram matrix."""

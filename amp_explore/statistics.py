@@ -28,7 +28,7 @@ from amp_explore.models.sharding import is_spread, memory, suited
 from amp_explore.progress import Progress, no_progress
 
 VERSION = 4
-"""Part of every cache key; goes up whenever the numbers below change."""
+"""Part of the keys of kept statistics and scores; goes up whenever the numbers below change."""
 
 HELD_OUT = 8
 """Every so many windows, one is held out of the first part of the Gram matrices and makes the second."""
