@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.models.huggingface import HFLM
 
+Data = Literal["offline", "hub"]
+
 # Where lm-eval keeps each task, and the split that it scores.
 _OFFICIAL = {
     "piqa": ("piqa/piqa.yaml", "validation"),
@@ -66,7 +68,7 @@ def evaluate(
     tasks: Sequence[str] = TASKS,
     *,
     limit: int | None = None,
-    data: Literal["offline", "hub"] = "offline",
+    data: Data = "offline",
     batch_tokens: int | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, dict[str, float | int | str | None]]:
@@ -133,7 +135,7 @@ def offline_questions(*, file: str, split: str, **_) -> dict[str, Dataset]:
     return {split: Dataset.from_file(file)}
 
 
-def _load(name: str, data: Literal["offline", "hub"], scratch: Path) -> Task:
+def _load(name: str, data: Data, scratch: Path) -> Task:
     """lm-eval's own task, zero-shot; offline, an overlay on its file changes where the questions come from."""
     from lm_eval import tasks
 

@@ -12,9 +12,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,8 +36,6 @@ from amp_explore.progress import Progress, labelled, no_progress, part
 from amp_explore.roofline import Machine, measure_machine
 from amp_explore.slicing import LayerOf, slice_layer, slice_model
 from amp_explore.store import Key, Store
-
-Data = Literal["offline", "hub"]
 
 LIVE_WINDOWS = 1
 """Windows of 512 tokens that the dashboard measures perplexity on after each edit, unless asked otherwise."""
@@ -178,12 +177,9 @@ class Workbench:
         if plan.is_empty or plan.repair is None:
             return True
         if plan.repair.method == "sequential":
-            return self.store.has_statistics(self._fits_key(loaded, plan))
+            return self.store.has_statistics(_fits_key(loaded, plan))
         windows = self.repair_windows(loaded, plan.repair)
         return self.has_evidence(loaded, windows, repair.METHODS[plan.repair.method].needs)
-
-    def _fits_key(self, loaded: LoadedModel, plan: PruningPlan) -> Key:
-        return {"kind": "repair", "version": repair.VERSION, "plan": plan.digest, **numerics(loaded)}
 
     def _repairing(self, loaded: LoadedModel, plan: PruningPlan, progress: Progress) -> LayerOf:
         """What makes the repaired layers of a plan."""
@@ -192,8 +188,8 @@ class Workbench:
             method = repair.METHODS[plan.repair.method]
             evidence = self.evidence(loaded, windows, method.needs, progress=progress)
             return lambda *which: repair.repair_layer(*which, evidence)
-        compute = lambda: repair.fit_sequentially(loaded, plan, windows, progress=progress)  # noqa: E731
-        fits = self.store.statistics(self._fits_key(loaded, plan), compute, repair.Fit)
+        compute = partial(repair.fit_sequentially, loaded, plan, windows, progress=progress)
+        fits = self.store.statistics(_fits_key(loaded, plan), compute, repair.Fit)
         return lambda *which: repair.refitted_layer(*which, fits)
 
     def repair_by(self, loaded: LoadedModel, method: RepairMethod, **text: Any) -> Repair:
@@ -263,7 +259,7 @@ class Workbench:
         tasks: Sequence[str],
         *,
         limit: int | None = None,
-        data: Data = "offline",
+        data: commonsense.Data = "offline",
         progress: Progress = no_progress,
     ) -> dict[str, dict[str, Any]]:
         """Commonsense accuracy under a plan, each task measured at most once."""
@@ -358,10 +354,14 @@ def perplexity_setup(loaded: LoadedModel, windows: TokenWindows) -> Key:
     return {"windows": windows.digest, **numerics(loaded)}
 
 
-def task_setup(loaded: LoadedModel, task: str, limit: int | None, data: Data) -> Key:
+def task_setup(loaded: LoadedModel, task: str, limit: int | None, data: commonsense.Data) -> Key:
     """Everything but model and plan that a task's accuracy depends on."""
     harness = {"lm_eval": version("lm_eval"), "tokenizer": loaded.tokenizer_digest}
     return {"task": task, "limit": limit, "data": data, **harness, **numerics(loaded)}
+
+
+def _fits_key(loaded: LoadedModel, plan: PruningPlan) -> Key:
+    return {"kind": "repair", "version": repair.VERSION, "plan": plan.digest, **numerics(loaded)}
 
 
 def _scores_key(loaded: LoadedModel, windows: TokenWindows, criterion: str, heads: str | None) -> Key:
