@@ -257,7 +257,7 @@ def routed_neurons(layer: Layer) -> torch.Tensor:
     of_experts = layer.activations.expert_output
     if not len(of_experts):
         return amp_neurons(layer)
-    return of_experts.repeat_interleave(_down(layer).shape[1] // len(of_experts))
+    return of_experts.repeat_interleave(inputs_of(layer.parts.down) // len(of_experts))
 
 
 # Gradients

@@ -318,7 +318,8 @@ def test_a_layer_that_lost_all_its_units_is_scored_on(family):
         plan = plan.with_units(unit, 1, np.ones(getattr(loaded.shape.layers[1], unit), bool), True)
     evidence = evidence_for(replace(loaded, model=mask(loaded, plan)), prompts(*LENGTHS), *CRITERIA)
     for criterion in CRITERIA:
-        score(loaded, evidence, criterion)  # raises where a score is not finite
+        if not unavailable(criterion, loaded):
+            score(loaded, evidence, criterion)  # raises where a score is not finite
 
 
 @pytest.mark.parametrize(
