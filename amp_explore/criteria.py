@@ -286,8 +286,7 @@ def taylor_second_neurons(layer: Layer) -> torch.Tensor:
 
 
 def relevance_heads(layer: Layer) -> torch.Tensor:
-    """(heads,) `mean |x_h . dL/dx_h|`: gradient times activation (layer-wise relevance, Yeom et al. 2019, arXiv
-    1912.08881)."""
+    """(heads,) `mean |x_h . dL/dx_h|`: gradient times activation (after Yeom et al. 2019, arXiv 1912.08881)."""
     return layer.gradients.head_relevance
 
 
