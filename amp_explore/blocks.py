@@ -20,6 +20,7 @@ import torch
 from amp_explore.allocation import Ranking
 from amp_explore.calibration import TokenWindows
 from amp_explore.costs import removed_parameters
+from amp_explore.keys import on_text
 from amp_explore.layerwise import OneLayer, entering, even_batches
 from amp_explore.models.families import decoder_layers
 from amp_explore.models.loading import LoadedModel
@@ -28,7 +29,7 @@ from amp_explore.plan import PruningPlan, Repair, Unit
 from amp_explore.progress import Progress, no_progress
 from amp_explore.search import MORE, quick
 from amp_explore.slicing import slice_layer
-from amp_explore.workbench import Workbench, numerics
+from amp_explore.workbench import Workbench
 
 VERSION = 1
 """Part of the key of kept influences; goes up whenever their numbers change."""
@@ -89,8 +90,7 @@ def plan_by_influence(
     progress: Progress = no_progress,
 ) -> PruningPlan:
     """`base` without as many blocks as hold `target` parameters, those of the least influence first."""
-    key = {"kind": "blocks", "version": VERSION, "model": loaded.shape.fingerprint, "windows": windows.digest}
-    key |= numerics(loaded)
+    key = {"kind": "blocks", "version": VERSION, **on_text(loaded, windows)}
     found = bench.store.statistics(key, lambda: influences(loaded, windows, progress=progress), Influence)
     blocks = _open(ranking, locked)
     order = sorted(blocks, key=lambda block: float(getattr(found[block[1]], block[0])))
