@@ -26,7 +26,7 @@ WHOLE, BARE = (
     costs_of_plan(state.dense.with_box("heads", ALL, True).with_box("neurons", ALL, True)),
 )
 MOST_FLOPS = int(1000 * (1 - BARE.flops_per_token / WHOLE.flops_per_token)) / 10
-LEAST, DENSE = (math.ceil(costs.weight_bytes / 2**20) for costs in (BARE, WHOLE))  # MiB
+LEAST, DENSE = BARE.weight_bytes // 2**20, math.ceil(WHOLE.weight_bytes / 2**20)  # MiB
 
 
 def keep_size() -> None:
@@ -142,6 +142,7 @@ def planned() -> None:
         wait_for(job)
         return
     st.session_state.planned = job.id
+    st.session_state.pop("said", None)  # from now on the master says what came of it
     if job.state == "done":
         state.edit(job.result)
         st.rerun()
@@ -161,25 +162,34 @@ def master_moved() -> None:
     elif moved.size == "FLOPs":
         plan_by_ratio(moved.flops / 100, order, counted="flops")
     elif moved.size == "megabytes":
-        plan_by_ratio(ratio_that_leaves(shape, moved.mebibytes * 2**20 / shape.bytes_per_parameter), order)
+        stay = min(max(moved.mebibytes * 2**20, BARE.weight_bytes), WHOLE.weight_bytes)  # the slider's ends are rounded
+        plan_by_ratio(ratio_that_leaves(shape, stay / shape.bytes_per_parameter), order)
     elif moved.size == "whole layers":
         plan_by_ratio(ratio_of_layers(shape, moved.layers_worth), order)
     else:
         plan_by_units(moved.heads_share / 100, moved.neurons_share / 100, order)
+    moved.said = (state.plan.digest, moved.size)
 
 
 def order_moved() -> None:
-    """The order changed: it counts once the master says how much goes, and never undoes work by hand before."""
-    now = st.session_state
-    shares = {
-        "parameters": [now.get("ratio")],
-        "FLOPs": [now.get("flops")],
-        "megabytes": [now.get("mebibytes", DENSE) < DENSE],
-        "whole layers": [now.get("layers_worth")],
-        "heads and neurons": [now.get("heads_share"), now.get("neurons_share")],
-    }
-    if any(shares[now.size]):
+    """The order changed: it counts for a plan that was made in an order, and never undoes work by hand."""
+    if "order" in state.plan.made_by:
         master_moved()
+
+
+def follow_plan() -> None:
+    """Have the master say how much goes now, unless it was what said so: then what was asked for stands."""
+    now, plan = st.session_state, state.plan
+    if now.get("said") == (plan.digest, now.size):
+        return
+    now.said = (plan.digest, now.size)
+    costs, removed = costs_of_plan(plan), removed_parameters(plan)
+    now.ratio = min(round(200 * removed / shape.parameters) / 2, MOST)
+    now.flops = min(round(200 * (1 - costs.flops_per_token / WHOLE.flops_per_token)) / 2, MOST_FLOPS)
+    now.mebibytes = math.ceil(costs.weight_bytes / 2**20)
+    now.layers_worth = round(len(shape.layers) * removed / shape.prunable_parameters)
+    for unit in ("heads", "neurons"):
+        now[f"{unit}_share"] = round(100 * plan.removed_per_layer(unit).sum() / sum(getattr(shape, unit)))
 
 
 def set_master(order: str = "standard", **controls) -> None:
@@ -202,13 +212,14 @@ def master() -> None:
         key="size",
         persist_state="session",
     )
+    follow_plan()
     with slider:
         if st.session_state.size == "parameters":
             st.slider("Share of all parameters", 0.0, MOST, step=0.5, format="%.1f %%", key="ratio", **kept)
         elif st.session_state.size == "FLOPs":
             st.slider("Share of the FLOPs of a token", 0.0, MOST_FLOPS, step=0.5, format="%.1f %%", key="flops", **kept)
         elif st.session_state.size == "megabytes":
-            st.slider("Weights that stay", LEAST, DENSE, DENSE, 1, format="%d MiB", key="mebibytes", **kept)
+            st.slider("Weights that stay", LEAST, DENSE, step=1, format="%d MiB", key="mebibytes", **kept)
         elif st.session_state.size == "whole layers":
             st.slider("As many parameters as so many layers", 0, len(shape.layers), key="layers_worth", **kept)
         else:

@@ -345,6 +345,64 @@ def test_multiples_count_for_the_budgets_that_take_them_and_for_no_other(visit, 
             assert not ((NEURONS - plan.removed_per_layer("neurons")) % 8).any(), allocation
 
 
+def master(app: AppTest) -> float:
+    """Percent of the parameters that the slider over the plan says go."""
+    return next(each for each in app.slider if each.label == "Share of all parameters").value
+
+
+def test_the_master_says_how_much_goes_whatever_made_the_plan(visit, tiny_model, shape):
+    plan = random_plan(load(str(tiny_model)), 3)
+    share = 100 * (1 - costs_of_plan(plan).parameters / shape.parameters)
+    app = visit(plan=plan.to_token())
+    assert master(app) == pytest.approx(share, abs=0.25) and share > 1
+    assert PruningPlan.from_token("".join(app.query_params["plan"]), shape) == plan  # nothing was planned anew
+
+    press(app, "AMP 20 %")
+    twenty = "".join(app.query_params["plan"])
+    assert master(app) == 20
+    app.session_state["session"].edit(PruningPlan.empty(shape).with_units("heads", 0, range(HEADS), True))
+    by_hand = left(settle(app))
+    assert master(app) == pytest.approx(by_hand, abs=0.3) and 0 < by_hand < 20
+    for _ in range(2):
+        app.button("undo").click()
+        settle(app)
+    assert master(app) == pytest.approx(share, abs=0.25)
+    app.button("redo").click()
+    settle(app)
+    assert master(app) == pytest.approx(left(app), abs=0.3)
+    assert "".join(app.query_params["plan"]) == twenty
+    press(app, "Back to the dense model")
+    assert master(app) == 0
+
+    press(app, "AMP 20 %")
+    choose(app, "Remove by", "whole layers")
+    assert next(each for each in app.slider if each.label.startswith("As many")).value == pytest.approx(
+        LAYERS * 0.2 * shape.parameters / shape.prunable_parameters, abs=0.5
+    )
+    choose(app, "Remove by", "megabytes")
+    for end, expected in (("min", (LAYERS * HEADS, LAYERS * NEURONS)), ("max", DENSE)):
+        weights = next(each for each in app.slider if each.label == "Weights that stay")
+        weights.set_value(getattr(weights, end))  # the ends are rounded, beyond what can be
+        settle(app)
+        assert removed(app) == expected and errors(app) == ""
+
+
+def test_another_order_leaves_work_by_hand_alone(visit, shape):
+    app = visit()
+    app.session_state["session"].edit(PruningPlan.empty(shape).with_units("heads", 0, [1], True).described(by="hand"))
+    settle(app)
+    before = app.query_params["plan"]
+    for order in ("random", "standard"):
+        [each for each in app.segmented_control if each.label == "Which go first"][0].set_value(order)
+        settle(app)
+        assert app.query_params["plan"] == before
+    press(app, "AMP 20 %")
+    before = app.query_params["plan"]
+    [each for each in app.segmented_control if each.label == "Which go first"][0].set_value("reversed")
+    settle(app)
+    assert app.query_params["plan"] != before and left(app) == pytest.approx(20, abs=1)
+
+
 def test_a_plan_may_be_of_a_share_of_the_flops(visit, shape):
     app = visit()
     choose(app, "Remove by", "FLOPs")
