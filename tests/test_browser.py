@@ -701,6 +701,37 @@ def test_prune_renders_in_the_dark(chromium, server, tiny_model):
     assert errors == []
 
 
+def test_no_option_is_cut_off_on_a_narrow_screen(page, visit):
+    page.set_viewport_size({"width": 1000, "height": 1000})
+    visit()
+    settle(page)
+    open_expander(page, "Criterion, calibration, budget and repair")
+    for picker, longest in (
+        ("Criterion", "OBS, one after the other (needs Gram matrices)"),
+        ("Repair", "Least squares"),
+    ):
+        page.get_by_role("combobox", name=picker, exact=True).click()
+        expect(page.get_by_role("option", name=longest).first).to_be_attached()
+        cut_off = (
+            page.get_by_role("option")
+            .locator("> *")
+            .evaluate_all(
+                "all => all.filter(each => each.scrollWidth > each.clientWidth || each.scrollHeight > each.clientHeight)"
+                ".map(each => each.textContent)"
+            )
+        )
+        assert cut_off == []
+        page.keyboard.press("Escape")
+
+
+def test_a_page_asks_no_other_machine_for_anything(page, visit, server):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    visit()
+    settle(page)
+    assert asked and all(url.startswith((server, "data:", "blob:")) for url in asked)
+
+
 # ---- the demo model
 
 

@@ -290,7 +290,7 @@ class RankStrips extends LayerView {
     context.textAlign = 'left';
     context.fillText(`weakest ${this.data.unit}s: they go first`, this.left, this.height - 4);
     context.textAlign = 'right';
-    context.fillText(`strongest ${this.data.unit}s`, this.left + this.bodyWidth, this.height - 4);
+    context.fillText('strongest', this.left + this.bodyWidth, this.height - 4);  // short: the two must not meet
     context.globalAlpha = 1;
   }
 

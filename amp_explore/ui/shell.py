@@ -47,15 +47,22 @@ PAGES = (
     ("pages/5_Criteria.py", "Criteria", ":material/compare_arrows:"),
 )
 
+_STYLE = """<style>
+.stMainBlockContainer {padding: 2.5rem 3rem 4rem}
+/* an open picker is as narrow as its field: long options go on in a second line instead of being cut off */
+[role=option] {height: auto; min-height: 2.5rem}
+[role=option] > [data-item-hl] {white-space: normal; height: auto; padding-block: 0.2rem}
+</style>"""
+
 
 def open_page(title: str) -> Session:
     """Draw the shell around the page and return the session, its model loaded.
 
     Stops the script while the model loads.
     """
-    st.set_page_config(page_title=f"{title} · AMP Explore", page_icon=":material/content_cut:", layout="wide")
+    st.set_page_config(page_title=f"{title} · AMP Explore", page_icon="✂️", layout="wide")
     transformers_logging.disable_progress_bar()
-    st.html("<style>.stMainBlockContainer {padding: 2.5rem 3rem 4rem}</style>")
+    st.html(_STYLE)
     state = session()
     with st.sidebar:
         st.markdown("### :material/content_cut: AMP Explore")
