@@ -11,7 +11,7 @@ from amp_explore.jobs import Job
 from amp_explore.models.families import context_of
 from amp_explore.models.sharding import devices
 from amp_explore.roofline import Machine, decode_work, prefill_work
-from amp_explore.speed import speedup
+from amp_explore.speed import device_name, speedup
 from amp_explore.ui.charts import image_options, speed_curves
 from amp_explore.ui.session import Session, workbench
 from amp_explore.ui.shell import latest_job, open_page, show_failure, start, wait_for
@@ -65,15 +65,21 @@ def measuring(state: Session) -> None:
         st.warning(message)
 
 
+def latest(state: Session) -> list[dict]:
+    """The newest measurement of each case, of those that this very device and precision gave."""
+    loaded, cases = state.loaded, {}
+    here = (devices(loaded.model), device_name(loaded.device), loaded.dtype)
+    for result in workbench().store.measurements("speed", state.fingerprint, state.plan.digest):
+        setup = result["dense"]["setup"]
+        if (setup["device"], setup["device_name"], setup["dtype"]) == here:
+            cases.setdefault((setup["batch"], setup["prompt_tokens"]), result)
+    return list(cases.values())
+
+
 def rows_of(state: Session, kept: Iterable[dict]) -> pd.DataFrame:
     """One row for each side of each figure: measured, its spread, and what the roofline allows."""
-    rows, seen = [], set()
+    rows = []
     for result in kept:
-        setup = result["dense"]["setup"]
-        case = (setup["batch"], setup["prompt_tokens"])
-        if case in seen or setup["device"] != devices(state.loaded.model) or setup["dtype"] != state.loaded.dtype:
-            continue
-        seen.add(case)
         machine = Machine(**result["machine"])
         ratios = speedup(result["dense"], result["pruned"]) if "pruned" in result else {}
         for side, plan in (("dense", state.dense), ("pruned", state.plan)):
@@ -82,8 +88,7 @@ def rows_of(state: Session, kept: Iterable[dict]) -> pd.DataFrame:
                     continue
                 ratio = ratios.get(figure) if side == "pruned" else None
                 rows.append(_row(side, plan, figure, measured, ratio, result[side]["setup"], machine))
-    table = pd.DataFrame(rows)
-    return table if table.empty else table.sort_values(["phase", "batch", "tokens", "side"], kind="stable")
+    return pd.DataFrame(rows).sort_values(["phase", "batch", "tokens", "side"], kind="stable")
 
 
 def _row(side: str, plan, figure: str, measured: dict, ratio: dict | None, setup: dict, machine: Machine) -> dict:
@@ -111,12 +116,11 @@ def _row(side: str, plan, figure: str, measured: dict, ratio: dict | None, setup
 
 
 def results(state: Session, kept: list[dict]) -> None:
-    """The latest measurement of each case as curves, and all figures in a table."""
-    rows = rows_of(state, kept)
-    if rows.empty:
+    """The measurements as curves, and all figures in a table, with how they were taken."""
+    if not kept:
         st.info("Not measured for this plan on this device yet.")
         return
-    machine, setup = Machine(**kept[0]["machine"]), kept[0]["dense"]["setup"]
+    rows = rows_of(state, kept)
     for phase in ("decode", "prefill"):
         of_phase = rows[rows.phase == phase]
         st.markdown(f"**{phase.capitalize()}**: {_in_words(of_phase)}")
@@ -128,15 +132,32 @@ def results(state: Session, kept: list[dict]) -> None:
             "tokens/s": [f"{row['tokens/s']:,.1f} ({row.q1:,.1f} to {row.q3:,.1f})" for _, row in rows.iterrows()],
             "roofline": [f"{value:,.0f}" for value in rows.roofline],
             "share": [f"{value:.0%}" for value in rows.share],
+            "limit": [value.partition(":")[0] for value in rows.limit],  # explained above
         }
     ).rename(columns={"share": "of roofline", "limit": "limited by", "tokens": "tokens before"})
     order = ["phase", "mode", "batch", "tokens before", "side", "tokens/s", "speed-up", "roofline", "of roofline"]
     st.dataframe(shown[[*order, "limited by"]], hide_index=True)
     st.download_button("CSV", rows.to_csv(index=False), "speed.csv", "text/csv", icon=":material/download:")
-    st.caption(
-        f"Medians with quartiles of {kept[0]['dense']['decode_tokens_per_s']['repeats']} rounds, in which dense and "
+    taken: dict[str, list[str]] = {}  # cases by how they were taken: most often all in one way
+    for result in sorted(kept, key=_case):
+        taken.setdefault(_how(result), []).append("batch {} after {} tokens".format(*_case(result)))
+    for how, cases in taken.items():
+        st.caption(how if len(taken) == 1 else f"**{'; '.join(cases).capitalize()}:** {how}")
+
+
+def _case(result: dict) -> tuple[int, int]:
+    setup = result["dense"]["setup"]
+    return setup["batch"], setup["prompt_tokens"]
+
+
+def _how(result: dict) -> str:
+    """How a measurement was taken, in words."""
+    machine, setup = Machine(**result["machine"]), result["dense"]["setup"]
+    threads = f"{setup['threads']} CPU thread{'s' if setup['threads'] > 1 else ''}"
+    return (
+        f"Medians with quartiles of {result['dense']['decode_tokens_per_s']['repeats']} rounds, in which dense and "
         f"pruned took turns; speed-ups round by round (least to most) · {setup['device_name']}, {setup['dtype']}, "
-        f"{setup['threads']} CPU threads, {setup['new_tokens']} new tokens, torch {setup['torch']}  \n"
+        f"{threads}, {setup['new_tokens']} new tokens, torch {setup['torch']}  \n"
         f"Roofline: the most that {machine.bytes_per_s / 1e9:,.1f} GB/s (measured: a large copy) and "
         f"{compact(machine.flops_per_s)}FLOP/s (measured: a large matrix product) allow for the bytes and "
         "operations of a step."
@@ -246,5 +267,5 @@ state = open_page("Speed")
 if state.plan.is_empty:
     st.info("The plan is empty: this measures the dense model alone. Make a plan on the Prune page to compare.")
 measuring(state)
-results(state, workbench().store.measurements("speed", state.fingerprint, state.plan.digest))
+results(state, latest(state))
 streaming(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
@@ -291,6 +292,36 @@ def test_new_tokens_that_leave_no_room_for_a_prompt_are_refused_in_words(visit):
     settle(app)
     assert "128 tokens and 1024 new ones exceed the context of 1024" in errors(app)
     assert next(button for button in app.button if button.label == "Measure").disabled
+
+
+def test_speed_shows_what_this_device_gave_and_says_how_each_case_was_taken(visit, tiny_model):
+    loaded = load(str(tiny_model))
+    plan, store = random_plan(loaded, 8), session.workbench().store
+    ours = session.workbench().speed(loaded, plan, batch=1, prompt=16, new_tokens=2, repeats=2)
+
+    def keep(median: float, **setup: object) -> None:
+        """A measurement like ours but for this."""
+        result = copy.deepcopy(ours)
+        for side in ("dense", "pruned"):
+            result[side]["setup"] |= setup
+            result[side]["decode_tokens_per_s"]["median"] = median
+        store.put_measurement("speed", loaded.shape.fingerprint, plan.digest, result["dense"]["setup"], result)
+
+    keep(11, dtype="float64")
+    keep(12, device_name="another machine")
+    app = visit("pages/4_Speed.py", plan=plan.to_token())
+    (table,) = (frame.value for frame in app.dataframe)
+    assert len(table) == 4 and not table["tokens/s"].str.match("1[12].0 ").any()
+    (how,) = (caption.value for caption in app.caption if caption.value.startswith("Medians"))
+    assert "2 new tokens" in how and "float64" not in how and "another machine" not in how
+
+    keep(13, prompt_tokens=32, new_tokens=64)
+    app = visit("pages/4_Speed.py", plan=plan.to_token())
+    (table,) = (frame.value for frame in app.dataframe)
+    assert len(table) == 8 and table["tokens/s"].str.match("13.0 ").sum() == 2
+    first, second = (caption.value for caption in app.caption if "Medians" in caption.value)
+    assert first.startswith("**Batch 1 after 16 tokens:**") and "2 new tokens" in first
+    assert second.startswith("**Batch 1 after 32 tokens:**") and "64 new tokens" in second
 
 
 def test_the_command_on_evaluate_measures_what_is_chosen_there(visit, tiny_model):

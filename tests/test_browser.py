@@ -503,7 +503,7 @@ def test_speed_is_measured_and_kept(page, visit, loaded, small_cache):
         [
             *(row.phase, row["mode"], str(row.batch), str(row.tokens), row.side),
             f"{row['tokens/s']:,.1f} ({row.q1:,.1f} to {row.q3:,.1f})",
-            *(row["speed-up"], f"{row.roofline:,.0f}", f"{row.share:.0%}", row.limit),
+            *(row["speed-up"], f"{row.roofline:,.0f}", f"{row.share:.0%}", row.limit.partition(":")[0]),
         ]
         for _, row in csv.iterrows()
     ]
@@ -716,8 +716,8 @@ def test_no_option_is_cut_off_on_a_narrow_screen(page, visit):
             page.get_by_role("option")
             .locator("> *")
             .evaluate_all(
-                "all => all.filter(each => each.scrollWidth > each.clientWidth || each.scrollHeight > each.clientHeight)"
-                ".map(each => each.textContent)"
+                "all => all.filter(({ scrollWidth, clientWidth, scrollHeight, clientHeight }) =>"
+                " scrollWidth > clientWidth || scrollHeight > clientHeight).map(({ textContent }) => textContent)"
             )
         )
         assert cut_off == []
