@@ -1,5 +1,7 @@
 """Criteria: every way to score beside the measured truth, beside the others, and by what its plans leave."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -10,6 +12,7 @@ from amp_explore.allocation import allocate_by_unit, rank
 from amp_explore.criteria import CRITERIA, Scores
 from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
+from amp_explore.models.sharding import devices
 from amp_explore.planning import ALLOCATIONS
 from amp_explore.repair import METHODS
 from amp_explore.statistics import gram_bytes
@@ -58,19 +61,29 @@ def scored(topic: str) -> dict[str, Scores]:
     return {}
 
 
+def scores_topic() -> str:
+    return f"scores:{state.fingerprint}:{loaded.dtype}:{windows.digest}"
+
+
+def lacking(name: str) -> list[str]:
+    """What a criterion needs and is not collected yet."""
+    known = bench.kinds_of_evidence(loaded, windows)
+    return [kind for kind in PASSES if kind in CRITERIA[name].needs - known]
+
+
 def collected() -> dict[str, Scores]:
     """The scores of all criteria, as far as they are there.
 
     What takes but seconds is scored without being asked, in a job all the same.
     """
     say_what_is_refused(st.container(), loaded)
-    topic = f"scores:{state.fingerprint}:{loaded.dtype}:{windows.digest}"
+    topic = scores_topic()
     there, job = scored(topic), latest_job(topic)
     missing = [name for name in CRITERIA if name not in there and not criteria.unavailable(name, loaded)]
     if not missing:
         return in_order(there)
     known = bench.kinds_of_evidence(loaded, windows)
-    lacks = {name: [kind for kind in PASSES if kind in CRITERIA[name].needs - known] for name in missing}
+    lacks = {name: lacking(name) for name in missing}
     if job is None or job.state == "done":
         quick = [name for name in missing if not lacks[name] and is_quick(name)]
         if quick:
@@ -195,11 +208,14 @@ def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
     st.download_button("CSV", table.to_csv(index=False), "agreement.csv", "text/csv", icon=":material/download:")
     name = st.selectbox(
         "One criterion against the truth",
-        list(by),
+        [name for name in CRITERIA if not criteria.unavailable(name, loaded)],
         format_func=lambda name: CRITERIA[name].title,
         key="against",
         persist_state="session",
     )
+    if name not in by:
+        why_not(name, unit)
+        return
     left, right = st.columns(2)
     with left:
         st.markdown(f"**Score and damage of every {one}**")
@@ -221,6 +237,20 @@ def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
             config=image_options("disagreement", "PNG"),
         )
     st.caption("Click a point to open its layer on the Importance page.")
+
+
+def why_not(name: str, unit: str) -> None:
+    """Say why a criterion cannot be held against the truth yet, and offer to score by it."""
+    title, topic = CRITERIA[name].title, scores_topic()
+    if unit == "heads" and not CRITERIA[name].heads:
+        st.info(f"{title} scores neurons alone; take out blocks of neurons, and look at their damage.")
+        return
+    lacks = lacking(name)
+    needed = f"it needs {' and '.join(EVIDENCE[kind] for kind in lacks)} of this text" if lacks else "it takes longer"
+    st.info(f"{title} has not scored this model yet: {needed}.")
+    work = partial(score_all, scored(topic), [name], set(lacks))
+    running = (job := latest_job(topic)) is not None and job.active
+    st.button("Score by it", on_click=start, args=("Scores", topic, work), disabled=running)  # shown on top of the page
 
 
 def interval(of: agreement.Agreement) -> str:
@@ -297,10 +327,12 @@ def sweep() -> None:
     )
     text, topic = evaluation(loaded, count), f"sweep:{state.fingerprint}:{loaded.dtype}"
     repairs = [None if method == "none" else repair_of(loaded, method, calibration) for method in methods]
+    # Stays with the rows: the pickers may move on.
+    said = f"Perplexity on {text_of(text)}; scores on {text_of(windows)}; {loaded.dtype} on {devices(loaded.model)}."
 
-    def work(job: Job) -> list[comparison.Row]:
+    def work(job: Job) -> tuple[list[comparison.Row], str]:
         wanted = comparison.recipes([percent / 100 for percent in sorted(ratios)], names, budgets)
-        return comparison.compare(
+        rows = comparison.compare(
             bench,
             loaded,
             windows,
@@ -308,8 +340,9 @@ def sweep() -> None:
             wanted,
             repairs,
             progress=job,
-            report=lambda rows: setattr(job, "partial", rows),
+            report=lambda rows: setattr(job, "partial", (rows, said)),
         )
+        return rows, said
 
     job = latest_job(topic)
     running = job is not None and job.active
@@ -321,7 +354,7 @@ def sweep() -> None:
     if running:
         wait_for(job)
     show_failure(topic)
-    rows = (job.result or job.partial) if job is not None else None
+    rows, caption = (job is not None and (job.result or job.partial)) or ([], "")
     if not rows:
         return
     table = pd.DataFrame([row.as_dict() for row in rows])
@@ -342,7 +375,7 @@ def sweep() -> None:
     st.download_button(
         "CSV", table.to_csv(index=False), "comparison.csv", "text/csv", icon=":material/download:", key="sweep_csv"
     )
-    st.caption(f"Perplexity on {text_of(text)}; {loaded.dtype}.")
+    st.caption(caption)
 
 
 if "open_layer" in st.session_state:

@@ -560,6 +560,24 @@ def test_the_measured_truth_and_every_criterion_stand_side_by_side(visit):
     assert set(table.criterion) == {each.title for each in CRITERIA.values()} - of_experts and errors(app) == ""
 
 
+def test_a_criterion_that_has_not_scored_yet_says_what_it_lacks(visit):
+    app = visit("pages/5_Criteria.py")
+    next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(16)
+    settle(app)
+    if any(button.label == "Measure every one" for button in app.button):  # another test may have done it
+        press(app, "Measure every one")
+    choose(app, "One criterion against the truth", "taylor")
+    assert any("Taylor, first order has not scored" in info.value and "gradients" in info.value for info in app.info)
+    chosen = next(box for box in app.selectbox if box.label == "One criterion against the truth")
+    assert chosen.value == "taylor"
+    press(app, "Score by it")
+    assert not any("has not scored" in info.value for info in app.info) and errors(app) == ""
+    assert any("Where Taylor, first order ranks heads" in markdown.value for markdown in app.markdown)
+    choose(app, "One criterion against the truth", "cfsp")
+    assert any("CFSP scores neurons alone" in info.value for info in app.info)
+    assert "Score by it" not in [button.label for button in app.button]
+
+
 def test_a_sweep_compares_many_plans(visit):
     app = visit("pages/5_Criteria.py")
     by_label = {box.label: box for box in app.multiselect}
@@ -569,6 +587,11 @@ def test_a_sweep_compares_many_plans(visit):
     press(app, "Compare")
     table = next(frame.value for frame in app.dataframe if "perplexity" in frame.value)
     assert len(table) == 1 + 2 * 2 * 2 and (table.perplexity > 1).all() and errors(app) == ""
+    said = [caption.value for caption in app.caption if caption.value.startswith("Perplexity on ")]
+    assert len(said) == 1 and "evaluation half: 4 windows" in said[0]
+    next(each for each in app.select_slider if each.label == "Windows for perplexity").set_value(1)
+    settle(app)
+    assert [caption.value for caption in app.caption if caption.value.startswith("Perplexity on ")] == said
 
 
 # Random weights
