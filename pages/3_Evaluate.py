@@ -26,7 +26,7 @@ TEXTS = {
 def perplexity(state: Session) -> None:
     """Perplexity on the text, and on as many windows, as wanted."""
     st.subheader("Perplexity")
-    left, right = st.columns([1, 2])
+    left, right = st.columns([2, 3])
     source = left.selectbox("Text", list(TEXTS), format_func=TEXTS.get, key="evaluate_text", persist_state="session")
     count = right.select_slider(
         f"Windows of {window_of(state.loaded)} tokens",
@@ -57,10 +57,10 @@ def commonsense(state: Session) -> None:
         limit.number_input("Questions per task (0: all)", 0, None, 100, 50, key="limit", persist_state="session")
         or None
     )
+    sources = {"offline": "offline data", "hub": "official hub data"}
     source = data.selectbox(
-        "Questions from", ["offline", "hub"], format_func={"offline": "offline data", "hub": "official hub data"}.get,
-        key="questions", persist_state="session",
-    )  # fmt: skip
+        "Questions from", list(sources), format_func=sources.get, key="questions", persist_state="session"
+    )
     bench, loaded, plan, dense = workbench(), state.loaded, state.plan, state.dense
     topic = f"tasks:{state.fingerprint}:{plan.digest}"
 
@@ -102,6 +102,7 @@ def commonsense(state: Session) -> None:
         config=image_options("commonsense", "PNG"),
     )
     st.download_button("CSV", table.to_csv(index=False), "commonsense.csv", "text/csv", icon=":material/download:")
+    st.caption(f"Questions from {sources[source]}; {loaded.dtype}.")
 
 
 def _task_row(task: str, metric: str, dense: dict, pruned: dict | None) -> dict:

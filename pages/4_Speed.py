@@ -169,7 +169,7 @@ def _in_words(rows: pd.DataFrame) -> str:
     case = rows[(rows.batch == rows.batch.min()) & (rows["mode"] == rows["mode"].iloc[0])]
     case = case[case.tokens == case.tokens.min()].set_index("side")
     dense = case.loc["dense"]
-    where = f"at batch {dense.batch} after {dense.tokens} tokens"
+    where = f"at batch {dense.batch} {'after' if dense.phase == 'decode' else 'on prompts of'} {dense.tokens} tokens"
     text = f"{where} the dense model reaches {dense['tokens/s']:,.1f} tokens/s, {dense.share:.0%} of its roofline"
     if "pruned" in case.index:
         pruned = case.loc["pruned"]

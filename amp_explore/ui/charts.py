@@ -142,7 +142,7 @@ def layer_distribution(values: np.ndarray, *, unit: str, log: bool) -> go.Figure
         trace = go.Scattergl(x=np.arange(len(values)), mode="lines", line={"color": PRUNED}, fill=fill, **common)
     figure = go.Figure(trace)
     figure.update_xaxes(title=f"{unit}s, weakest first", type="category" if few else "linear")
-    figure.update_yaxes(title="score", type="log" if log else "linear")
+    figure.update_yaxes(title="score", type="log" if log else "linear", dtick="D2" if log else None)  # 1, 2, 5, 10
     figure.update_layout(height=280, margin={"t": 10, "b": 40, "l": 50, "r": 10})
     return figure
 
