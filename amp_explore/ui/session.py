@@ -20,6 +20,7 @@ from amp_explore.jobs import JobRunner
 from amp_explore.models.families import context_of
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import PruningPlan, Repair, RepairMethod
+from amp_explore.ui.text import sentence
 from amp_explore.workbench import Workbench
 
 DEFAULT_MODEL = "demo"
@@ -123,7 +124,7 @@ class Session:
         try:
             self.history.push(_plan_of_link(token, loaded))
         except AmpExploreError as error:
-            self.notice(f"{error} The page goes on with the dense model.")
+            self.notice(f"{sentence(error)} The page goes on with the dense model.")
 
     def mirror(self) -> None:
         """Put model and plan into the address bar."""

@@ -379,7 +379,7 @@ def _uploaded() -> None:
     try:
         state.history.push(PruningPlan.from_json(upload.getvalue(), state.loaded.shape))
     except AmpExploreError as error:
-        state.notice(f"{upload.name}: {error} Your plan is as it was.")
+        state.notice(f"{upload.name}: {str(error).rstrip('.')}. Your plan is as it was.")
 
 
 def _vitals(state: Session) -> None:

@@ -34,6 +34,12 @@ def signed_percent(value: float, reference: float) -> str:
     return f"{change:+.1f}\N{NO-BREAK SPACE}%".replace("-", "−") if abs(change) >= 0.05 else "±0\N{NO-BREAK SPACE}%"
 
 
+def sentence(message: object) -> str:
+    """A message as a sentence that another one may follow: errors are written to stand behind a colon."""
+    text = str(message).rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def text_of(windows: TokenWindows) -> str:
     """Which text, and how much of it."""
     count = len(windows.ids)
