@@ -155,20 +155,23 @@ def plan_by_units(heads: float, neurons: float, order: str) -> None:
 
 
 def master_moved() -> None:
-    """The master ratio, its unit or the order changed."""
-    moved, order = st.session_state, st.session_state.order
-    if moved.size == "parameters":
-        plan_by_ratio(moved.ratio / 100, order)
-    elif moved.size == "FLOPs":
-        plan_by_ratio(moved.flops / 100, order, counted="flops")
-    elif moved.size == "megabytes":
-        stay = min(max(moved.mebibytes * 2**20, BARE.weight_bytes), WHOLE.weight_bytes)  # the slider's ends are rounded
+    """What the master asks for, or the order, changed."""
+    now, order = st.session_state, st.session_state.order
+    asked = now.asked
+    if now.size == "parameters":
+        plan_by_ratio(asked["ratio"] / 100, order)
+    elif now.size == "FLOPs":
+        plan_by_ratio(asked["flops"] / 100, order, counted="flops")
+    elif now.size == "megabytes":
+        stay = min(
+            max(asked["mebibytes"] * 2**20, BARE.weight_bytes), WHOLE.weight_bytes
+        )  # the slider's ends are rounded
         plan_by_ratio(ratio_that_leaves(shape, stay / shape.bytes_per_parameter), order)
-    elif moved.size == "whole layers":
-        plan_by_ratio(ratio_of_layers(shape, moved.layers_worth), order)
+    elif now.size == "whole layers":
+        plan_by_ratio(ratio_of_layers(shape, asked["layers_worth"]), order)
     else:
-        plan_by_units(moved.heads_share / 100, moved.neurons_share / 100, order)
-    moved.said = (state.plan.digest, moved.size)
+        plan_by_units(asked["heads_share"] / 100, asked["neurons_share"] / 100, order)
+    now.said = (state.plan.digest, now.size)
 
 
 def order_moved() -> None:
@@ -184,19 +187,35 @@ def follow_plan() -> None:
         return
     now.said = (plan.digest, now.size)
     costs, removed = costs_of_plan(plan), removed_parameters(plan)
-    now.ratio = min(round(200 * removed / shape.parameters) / 2, MOST)
-    now.flops = min(round(200 * (1 - costs.flops_per_token / WHOLE.flops_per_token)) / 2, MOST_FLOPS)
-    now.mebibytes = math.ceil(costs.weight_bytes / 2**20)
-    now.layers_worth = round(len(shape.layers) * removed / shape.prunable_parameters)
-    for unit in ("heads", "neurons"):
-        now[f"{unit}_share"] = round(100 * plan.removed_per_layer(unit).sum() / sum(getattr(shape, unit)))
+    ask(
+        ratio=min(round(200 * removed / shape.parameters) / 2, MOST),
+        flops=min(round(200 * (1 - costs.flops_per_token / WHOLE.flops_per_token)) / 2, MOST_FLOPS),
+        mebibytes=math.ceil(costs.weight_bytes / 2**20),
+        layers_worth=round(len(shape.layers) * removed / shape.prunable_parameters),
+        heads_share=round(100 * plan.removed_per_layer("heads").sum() / sum(shape.heads)),
+        neurons_share=round(100 * plan.removed_per_layer("neurons").sum() / sum(shape.neurons)),
+    )
 
 
-def set_master(order: str = "standard", **controls) -> None:
+def ask(**asked: float) -> None:
+    """Have the sliders stand elsewhere, as new ones: a browser that has not heard of it yet still sends where the old
+    ones stand, which must not count as a move."""
+    now = st.session_state
+    now.asked = now.get("asked", {}) | asked
+    now.turn = now.get("turn", 0) + 1
+
+
+def slid(name: str, turn: int) -> None:
+    """A person moved this slider."""
+    if turn == st.session_state.turn:
+        st.session_state.asked[name] = st.session_state[f"{name}-{turn}"]
+        master_moved()
+
+
+def set_master(size: str, order: str = "standard", **asked: float) -> None:
     """Set the controls of the master row, as if by hand."""
-    st.session_state.update(controls, order=order)
-    if "ratio" in controls:
-        st.session_state.ratio = min(controls["ratio"], MOST)
+    st.session_state.update(size=size, order=order)
+    ask(**asked | ({"ratio": min(asked["ratio"], MOST)} if "ratio" in asked else {}))
     master_moved()
 
 
@@ -205,7 +224,6 @@ def master() -> None:
     st.session_state.setdefault("order", "standard")
     size, order = st.columns(2)
     slider = st.container()
-    kept = {"persist_state": "session", "on_change": master_moved}
     size.selectbox(
         "Remove by",
         ["parameters", "FLOPs", "megabytes", "whole layers", "heads and neurons"],
@@ -213,19 +231,25 @@ def master() -> None:
         persist_state="session",
     )
     follow_plan()
-    with slider:
-        if st.session_state.size == "parameters":
-            st.slider("Share of all parameters", 0.0, MOST, step=0.5, format="%.1f %%", key="ratio", **kept)
-        elif st.session_state.size == "FLOPs":
-            st.slider("Share of the FLOPs of a token", 0.0, MOST_FLOPS, step=0.5, format="%.1f %%", key="flops", **kept)
-        elif st.session_state.size == "megabytes":
-            st.slider("Weights that stay", LEAST, DENSE, step=1, format="%d MiB", key="mebibytes", **kept)
-        elif st.session_state.size == "whole layers":
-            st.slider("As many parameters as so many layers", 0, len(shape.layers), key="layers_worth", **kept)
-        else:
-            left, right = st.columns(2)
-            left.slider("Heads", 0, 100, format="%d %%", key="heads_share", **kept)
-            right.slider("Neurons", 0, 100, format="%d %%", key="neurons_share", **kept)
+    now = st.session_state
+
+    def slide(where, name: str, label: str, least: float, most: float, step: float, format: str) -> None:
+        key = f"{name}-{now.turn}"
+        now.setdefault(key, now.asked[name])
+        where.slider(label, least, most, step=step, format=format, key=key, on_change=slid, args=(name, now.turn))
+
+    if now.size == "parameters":
+        slide(slider, "ratio", "Share of all parameters", 0.0, MOST, 0.5, "%.1f %%")
+    elif now.size == "FLOPs":
+        slide(slider, "flops", "Share of the FLOPs of a token", 0.0, MOST_FLOPS, 0.5, "%.1f %%")
+    elif now.size == "megabytes":
+        slide(slider, "mebibytes", "Weights that stay", LEAST, DENSE, 1, "%d MiB")
+    elif now.size == "whole layers":
+        slide(slider, "layers_worth", "As many parameters as so many layers", 0, len(shape.layers), 1, "%d")
+    else:
+        left, right = slider.columns(2)
+        slide(left, "heads_share", "Heads", 0, 100, 1, "%d %%")
+        slide(right, "neurons_share", "Neurons", 0, 100, 1, "%d %%")
     order.segmented_control(
         "Which go first",
         ["standard", "reversed", "random"],

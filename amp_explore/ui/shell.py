@@ -108,11 +108,16 @@ def _watch(job_id: str) -> None:
         ahead = runner().running
         text = f"{job.label}: waiting for {ahead.label}" if ahead else f"{job.label}: waiting"
     else:
-        left = job.seconds_left
-        text = f"{job.label}: {job.note}" + (f", about {left:.0f} s left" if left and left > 1 else "")
+        text, left = _at_work(job), job.seconds_left
+        text += f", about {left:.0f} s left" if left and left > 1 else ""
     bar, button = st.columns([6, 1], vertical_alignment="center")
     bar.progress(min(job.done / job.total, 1.0) if job.total else 0.0, text=text)
     button.button("Cancel", key=f"cancel-{job_id}", on_click=_cancel, args=(job,), width="stretch")
+
+
+def _at_work(job: Job) -> str:
+    """What a job is, and what it is at, where it said so."""
+    return f"{job.label}: {job.note}" if job.note else job.label
 
 
 def _long_jobs() -> list[Job]:
@@ -131,7 +136,7 @@ def _show_long_jobs() -> None:
         line, button = st.columns([5, 1], vertical_alignment="center")
         line.progress(
             min(job.done / job.total, 1.0) if job.total else 0.0,
-            text=f"{job.label}: {'waiting' if job.state == 'queued' else job.note}{left}",
+            text=(f"{job.label}: waiting" if job.state == "queued" else _at_work(job)) + left,
         )
         button.button(
             "", icon=":material/close:", key=f"stop-{job.id}", help=f"Stop {job.label}", on_click=_cancel, args=(job,)
