@@ -413,7 +413,8 @@ def test_a_click_on_a_heatmap_opens_the_layer(page, visit):
 def test_a_head_measured_on_criteria_is_opened_by_a_click(page, visit, shape):
     visit("Criteria")
     settle(page)
-    press(page, "Measure every one")
+    if page.get_by_role("button", name="Measure every one").count():  # a test of the pages may have done it
+        press(page, "Measure every one")
     expect(page.get_by_text(f"{ALL_HEADS} of {ALL_HEADS} measured")).to_be_visible(timeout=60_000)
     settle(page)
     plot = page.locator(".st-key-disagreement .nsewdrag").first
