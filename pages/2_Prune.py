@@ -163,9 +163,8 @@ def master_moved() -> None:
     elif now.size == "FLOPs":
         plan_by_ratio(asked["flops"] / 100, order, counted="flops")
     elif now.size == "megabytes":
-        stay = min(
-            max(asked["mebibytes"] * 2**20, BARE.weight_bytes), WHOLE.weight_bytes
-        )  # the slider's ends are rounded
+        # The slider's ends are rounded to whole units, and ask for a little less or more than there is.
+        stay = min(max(asked["mebibytes"] * 2**20, BARE.weight_bytes), WHOLE.weight_bytes)
         plan_by_ratio(ratio_that_leaves(shape, stay / shape.bytes_per_parameter), order)
     elif now.size == "whole layers":
         plan_by_ratio(ratio_of_layers(shape, asked["layers_worth"]), order)
