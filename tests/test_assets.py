@@ -115,6 +115,20 @@ def test_a_second_fetch_needs_no_index(carriers, index):
     assets.fetch(carriers=carriers[:1])
 
 
+def test_a_download_is_watched_while_folders_come_and_go(tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "grown.whl").write_bytes(b"12345")
+    scan = os.scandir
+
+    def deleted_meanwhile(path):
+        if Path(path).name == "temporary":
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", deleted_meanwhile)
+    assert assets._largest_wheel(tmp_path) == 5
+
+
 def test_a_fetch_goes_on_where_one_failed(carriers, index):
     hidden = (index / "second-1.0-py3-none-any.whl").rename(index / "hidden")
     with pytest.raises(assets.AssetError, match=r"second==1\.0.*python -m amp_explore fetch"):
