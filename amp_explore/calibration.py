@@ -130,19 +130,21 @@ def file_windows(
     return _with_bos(tokenizer, _consecutive(_tokenise(tokenizer, text), window, windows), bos, Path(path).name)
 
 
-@lru_cache(maxsize=12)  # every measurement of a repaired plan asks for the text that it was repaired on
 def _bundled(
     tokenizer: PreTrainedTokenizerBase, source: str, which: Literal["calibration", "evaluation"]
 ) -> torch.Tensor:
     """(tokens,) int64 of one half of a bundled text."""
-    return _tokenise(tokenizer, _half(source, which))
-
-
-def _half(source: str, which: Literal["calibration", "evaluation"]) -> str:
-    """One half of a bundled text: whole articles of wiki, whole lines of the others."""
     if source not in get_args(assets.Text):
         raise DataError(f"text {source!r} is not known; use one of {', '.join(get_args(assets.Text))}, or a file")
-    text = assets.text_file(source).read_text(encoding="utf-8")
+    return _tokens_of_half(tokenizer, assets.text_file(source), source, which)
+
+
+@lru_cache(maxsize=12)  # every measurement of a repaired plan asks for the text that it was repaired on
+def _tokens_of_half(
+    tokenizer: PreTrainedTokenizerBase, path: Path, source: str, which: Literal["calibration", "evaluation"]
+) -> torch.Tensor:
+    """(tokens,) int64: whole articles of wiki, whole lines of the others."""
+    text = path.read_text(encoding="utf-8")
     parts = (
         re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, re.DOTALL)
         if source == "wiki"
@@ -150,7 +152,7 @@ def _half(source: str, which: Literal["calibration", "evaluation"]) -> str:
     )
     middle = len(parts) // 2
     chosen = parts[:middle] if which == "calibration" else parts[middle:]
-    return ("\n\n" if source == "wiki" else "").join(chosen)
+    return _tokenise(tokenizer, ("\n\n" if source == "wiki" else "").join(chosen))
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:

@@ -201,6 +201,7 @@ def ask(**asked: float) -> None:
     ones stand, which must not count as a move."""
     now = st.session_state
     now.asked = now.get("asked", {}) | asked
+    now.stand = dict(now.asked)
     now.turn = now.get("turn", 0) + 1
 
 
@@ -233,9 +234,9 @@ def master() -> None:
     now = st.session_state
 
     def slide(where, name: str, label: str, least: float, most: float, step: float, format: str) -> None:
-        key = f"{name}-{now.turn}"
-        now.setdefault(key, now.asked[name])
-        where.slider(label, least, most, step=step, format=format, key=key, on_change=slid, args=(name, now.turn))
+        # Where it stands is its default: a value set apart gets lost where a run is cut short, and 0 comes back.
+        moved = {"on_change": slid, "args": (name, now.turn), "persist_state": "session"}
+        where.slider(label, least, most, now.stand[name], step, format, f"{name}-{now.turn}", **moved)
 
     if now.size == "parameters":
         slide(slider, "ratio", "Share of all parameters", 0.0, MOST, 0.5, "%.1f %%")
