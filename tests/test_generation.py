@@ -88,15 +88,16 @@ def test_where_compiling_fails_decoding_goes_on_and_says_so(monkeypatch, caplog)
 def test_on_cuda_graphs_write_the_same(family, mode):
     loaded = tiny(family)
     loaded = from_model(copy.deepcopy(loaded.model).to("cuda"), None, source=family)
-    ids = tokens(2, 10).cuda()
-    assert modes_on(ids.device)[0] == "compiled"
-    for seed in (1, 2):
-        model = slice_model(loaded, random_plan(loaded, seed))
+    assert modes_on(torch.device("cuda"))[0] == "compiled"
+    for batch in (1, 2):
+        ids = tokens(batch, 10).cuda()
+        model = slice_model(loaded, random_plan(loaded, seed=batch))
         with torch.inference_mode():
-            fixed = decoder(model, batch=2, length=10 + NEW, mode=mode)
-        # transformers' Falcon picks keys and values by a list of numbers, which a graph cannot record
-        unrecorded = family in MIXTURES or (mode == "graph" and family in ("falcon", "falcon-grouped"))
-        assert fixed.mode == ("eager" if unrecorded else mode)
+            fixed = decoder(model, batch=batch, length=10 + NEW, mode=mode)
+        # Where groups are alike, transformers' Falcon picks keys and values by a list of numbers, which a graph cannot
+        # record.
+        by_lists = mode == "graph" and family in ("falcon", "falcon-grouped")
+        assert fixed.mode in ({"eager"} if family in MIXTURES else {mode, "eager"} if by_lists else {mode})
         assert torch.equal(written(fixed, ids), expected(model, ids))
 
 
