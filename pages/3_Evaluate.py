@@ -11,7 +11,7 @@ from amp_explore.jobs import Job
 from amp_explore.ui.charts import image_options, side_by_side
 from amp_explore.ui.live import live_perplexity
 from amp_explore.ui.session import WINDOW, Session, evaluation, window_of, workbench
-from amp_explore.ui.shell import latest_job, open_page, own_text, show_failure, start, wait_for
+from amp_explore.ui.shell import clicked, latest_job, open_page, own_text, show_failure, start, wait_for
 from amp_explore.workbench import task_setup
 
 TEXTS = {
@@ -69,7 +69,7 @@ def commonsense(state: Session) -> None:
             bench.tasks(loaded, which, tasks, limit=asked, data=source, progress=job)
 
     running = (job := latest_job(topic)) is not None and job.active
-    if button.button("Evaluate", type="primary", disabled=running or not tasks, width="stretch"):
+    if clicked(button, "Evaluate", type="primary", disabled=running or not tasks, width="stretch"):
         job = start("Commonsense", topic, work)
     if job is not None and job.active:
         wait_for(job)

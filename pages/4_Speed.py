@@ -14,7 +14,7 @@ from amp_explore.roofline import Machine, decode_work, prefill_work
 from amp_explore.speed import device_name, speedup
 from amp_explore.ui.charts import image_options, speed_curves
 from amp_explore.ui.session import Session, workbench
-from amp_explore.ui.shell import latest_job, open_page, show_failure, start, wait_for
+from amp_explore.ui.shell import clicked, latest_job, open_page, show_failure, start, wait_for
 from amp_explore.ui.text import compact
 
 PROMPT = "Explain in two sentences why the sky is blue."
@@ -42,7 +42,7 @@ def measuring(state: Session) -> None:
     if not fits:
         st.error(f"{longest} tokens and {new_tokens} new ones exceed the context of {context}; take fewer.")
     idle = bool(batches and prompts) and fits and not (job is not None and job.active)
-    if last.button("Measure", type="primary", disabled=not idle, width="stretch"):
+    if clicked(last, "Measure", type="primary", disabled=not idle, width="stretch"):
         job = start(
             "Speed",
             topic,
@@ -201,7 +201,7 @@ def streaming(state: Session) -> None:
     )
     topic = f"write:{state.id}:{plan.digest}"
     job = latest_job(topic)
-    if columns[2].button("Write", type="primary", width="stretch", disabled=job is not None and job.active):
+    if clicked(columns[2], "Write", type="primary", width="stretch", disabled=job is not None and job.active):
         try:
             ids = tokens_of(state, prompt, most, chat and loaded.tokenizer.chat_template is not None)
         except AmpExploreError as error:

@@ -26,6 +26,7 @@ from amp_explore.ui.charts import (
 from amp_explore.ui.session import evaluation, repair_of, windows_of, workbench
 from amp_explore.ui.shell import (
     calibration_options,
+    clicked,
     latest_job,
     open_page,
     say_what_is_refused,
@@ -96,7 +97,7 @@ def collected() -> dict[str, Scores]:
             if kind not in known and st.checkbox(says, kind == "activations", key=f"collect_{kind}")
         }
         names = [name for name in missing if wanted.issuperset(lacks[name])]
-        if st.button("Collect and score", type="primary", disabled=running or not names):
+        if clicked(st, "Collect and score", type="primary", disabled=running or not names):
             job = start("Scores", topic, lambda job: score_all(there, names, wanted, job))
             running = job is not None
     if running:
@@ -159,7 +160,7 @@ def truth() -> AblationMap | None:
     job = latest_job(topic)
     running = job is not None and job.active
     done = 0 if known is None else known.measured
-    if done < total and right.button("Measure every one", type="primary", disabled=running, width="stretch"):
+    if done < total and clicked(right, "Measure every one", type="primary", disabled=running, width="stretch"):
         job = start("Ablation", topic, lambda job: ablate(bench, loaded, text, block=block, progress=job) and None)
         running = job is not None
     if running:
@@ -346,8 +347,12 @@ def sweep() -> None:
 
     job = latest_job(topic)
     running = job is not None and job.active
-    if lower[1].button(
-        "Compare", type="primary", disabled=running or not all((names, ratios, budgets, methods)), width="stretch"
+    if clicked(
+        lower[1],
+        "Compare",
+        type="primary",
+        disabled=running or not all((names, ratios, budgets, methods)),
+        width="stretch",
     ):
         job = start("Comparison", topic, work)
         running = job is not None

@@ -561,6 +561,24 @@ def test_the_measured_truth_and_every_criterion_stand_side_by_side(visit):
     assert set(table.criterion) == {each.title for each in CRITERIA.values()} - of_experts and errors(app) == ""
 
 
+def test_a_click_outlives_a_run_that_ends_before_it_comes_to_the_button():
+    def page():
+        import streamlit as st
+
+        from amp_explore.ui.shell import clicked
+
+        if st.session_state.pop("cut short", False):
+            st.rerun()
+        if clicked(st, "Go"):
+            st.session_state.went = st.session_state.get("went", 0) + 1
+
+    app = AppTest.from_function(page).run()
+    app.session_state["cut short"] = True
+    app.button[0].click().run()
+    app.run()
+    assert app.session_state["went"] == 1
+
+
 def test_a_criterion_that_has_not_scored_yet_says_what_it_lacks(visit):
     app = visit("pages/5_Criteria.py")
     next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(16)

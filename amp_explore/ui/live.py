@@ -10,7 +10,7 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
 from amp_explore.repair import METHODS
 from amp_explore.ui.session import Session, evaluation, window_of, workbench
-from amp_explore.ui.shell import latest_job, show_failure, start, submit, wait_for
+from amp_explore.ui.shell import clicked, latest_job, show_failure, start, submit, wait_for
 from amp_explore.ui.text import compact, megabytes, signed_percent, text_of
 from amp_explore.workbench import LIVE_WINDOWS
 
@@ -97,7 +97,7 @@ def _repaired(state: Session) -> bool:
     topic = f"repair:{state.fingerprint}:{loaded.dtype}:{plan.digest}"
     show_failure(topic)
     job = latest_job(topic)
-    if (job is None or not job.active) and st.button("Repair this plan", type="primary", width="stretch"):
+    if (job is None or not job.active) and clicked(st, "Repair this plan", type="primary", width="stretch"):
         job = start("Repair", topic, lambda job: bench.sliced(loaded, plan, progress=job) and None)
     if job is not None and job.active:
         wait_for(job)
@@ -121,7 +121,7 @@ def _measure(state: Session, wanted: str, windows: TokenWindows) -> None:
         job.cancel()
     if current and job.state in ("failed", "cancelled"):
         show_failure(topic)
-        if not st.button("Measure perplexity", width="stretch"):
+        if not clicked(st, "Measure perplexity", width="stretch"):
             return
         current = False
     if not current:

@@ -74,6 +74,8 @@ class Session:
     histories: dict[str, History] = field(default_factory=dict)
     locked: dict[str, frozenset[int]] = field(default_factory=dict)
     stopped: set[str] = field(default_factory=set)  # topics of jobs that this person cancelled
+    clicks: set[str] = field(default_factory=set)  # buttons that were clicked, until the page has seen it
+    page: str = ""  # whose buttons these are
     loaded: LoadedModel | None = None  # set anew on every run, by the shell
 
     @property

@@ -64,6 +64,8 @@ def open_page(title: str) -> Session:
     transformers_logging.disable_progress_bar()
     st.html(_STYLE)
     state = session()
+    if state.page != title:
+        state.page, state.clicks = title, set()
     with st.sidebar:
         st.markdown("### :material/content_cut: AMP Explore")
         for path, label, icon in PAGES:
@@ -148,6 +150,20 @@ def _cancel(job: Job) -> None:
     job.cancel()
 
 
+def clicked(container, label: str, *, disabled: bool = False, **options: Any) -> bool:
+    """Draw a button, and say whether it was clicked: once for each click.
+
+    A run of the page may end before it comes to the button, because a job has ended or another widget was touched.
+    The click then waits for the next run, which knows the newest values of all widgets; a callback would not.
+    """
+    clicks = session().clicks
+    container.button(label, disabled=disabled, on_click=clicks.add, args=(label,), **options)
+    if label not in clicks:
+        return False
+    clicks.remove(label)
+    return not disabled
+
+
 def start(label: str, topic: str, work: Callable[[Job], Any], **options: bool) -> Job | None:
     """Queue work, unless a job of this topic is active already."""
     session().stopped.discard(topic)
@@ -201,7 +217,7 @@ def scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
     topic = f"score:{state.fingerprint}:{loaded.dtype}:{windows.digest}:{scoring.criterion}:{scoring.heads_by}"
     show_failure(topic)
     failed = (job := latest_job(topic)) is not None and job.state == "failed"
-    if (topic in state.stopped or failed) and not st.button("Score this model", type="primary"):
+    if (topic in state.stopped or failed) and not clicked(st, "Score this model", type="primary"):
         st.info("The heads and neurons of this model are not scored on this text yet.")
         return None
     job = start(
