@@ -112,6 +112,11 @@ def removed_parameters(plan: PruningPlan) -> int:
     return sum(removed_layer_parameters(plan, number) for number in range(len(plan.shape.layers)))
 
 
+def removed_flops(plan: PruningPlan) -> int:
+    """FLOPs for a token, as `Costs` counts them, that the model saves."""
+    return costs_of_plan(PruningPlan.empty(plan.shape)).flops_per_token - costs_of_plan(plan).flops_per_token
+
+
 def removed_layer_parameters(plan: PruningPlan, number: int) -> int:
     """Parameters that leave one layer."""
     layer: LayerShape = plan.shape.layers[number]

@@ -26,6 +26,7 @@ from amp_explore.allocation import (
 )
 from amp_explore.blocks import plan_by_influence, plan_by_loss
 from amp_explore.calibration import TokenWindows
+from amp_explore.costs import removed_flops, removed_parameters
 from amp_explore.criteria import Method, Scores
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.loading import LoadedModel
@@ -180,46 +181,28 @@ def make_plan(
         AmpExploreError: the recipe does not work, for this model or at all.
     """
     recipe.check()
-    shape = loaded.shape
     one_look = recipe.allocation != "iterative" or recipe.counted == "flops"
     if scores is None and recipe.order != "random" and one_look:
         scores = bench.scores(loaded, windows, recipe.criterion, recipe.heads_criterion, progress=progress)
     kept = {"locked": locked, "current": current}
+    make = partial(_allocated, bench, loaded, windows, scores=scores, repair=repair, kept=kept, progress=progress)
+    searched = recipe.allocation == "search"
+    first = replace(recipe, allocation=_start_of_search(recipe, repair)) if searched else recipe
     if recipe.counted == "flops":
         # Only budgets that plan at once can be tried; the others get the parameters that the uniform one needs.
-        at_once = recipe.allocation in (*SHARING, "global", "least-error")
-        trial = replace(recipe, counted="parameters", allocation=recipe.allocation if at_once else "uniform")
-        make = partial(make_plan, bench, loaded, windows, scores=scores, **kept)
-        ratio = ratio_for_flops(lambda ratio: make(replace(trial, ratio=ratio)), shape, recipe.ratio)
-        plan = make(replace(recipe, counted="parameters", ratio=ratio), repair=repair, progress=progress)
-        return plan.described(**recipe.made_by())
-    if recipe.allocation == "iterative":
-        return _iterative(bench, loaded, windows, recipe, kept, progress).described(**recipe.made_by())
-    ranking = rank(shape, scores, recipe.order, recipe.seed, whole_groups=recipe.whole_groups)
-    allocation = _start_of_search(recipe, repair) if recipe.allocation == "search" else recipe.allocation
-    if allocation in ("blocks", "blocks-measured"):
-        plan = _without_blocks(bench, loaded, windows, recipe, ranking, repair, kept, progress)
-    elif allocation == "global":
-        if recipe.order == "random":
-            raise AmpExploreError("units in random order have no scores to set one threshold for; take uniform")
-        plan = allocate_by_threshold(ranking, standardised(scores, recipe.order), recipe.ratio, **kept)
-    elif allocation == "least-error":
-        values = bench.errors_per_parameter(loaded, windows, ranking, progress=progress)
-        plan = allocate_by_threshold(ranking, values, recipe.ratio, **kept)
-    else:
-        weights = None
-        if allocation == "protect":
-            weights = protecting_weights(len(shape.layers), recipe.first, recipe.last)
-        if allocation == "angular":
-            weights = angular_weights(bench.evidence(loaded, windows, progress=progress).activations)
-        plan = allocate(ranking, recipe.ratio, weights=weights, multiple=recipe.multiple, **kept)
-    if recipe.allocation == "search":
+        at_once = first.allocation in (*SHARING, "global", "least-error")
+        trial = first if at_once else replace(first, allocation="uniform")
+        ratio = ratio_for_flops(lambda ratio: make(replace(trial, ratio=ratio)), loaded.shape, recipe.ratio)
+        first = replace(first, ratio=ratio)
+    plan = make(first)
+    if searched:
         plan = search(
             bench,
             loaded,
             windows,
-            ranking,
+            _ranking(loaded, recipe, scores),
             plan,
+            size=removed_flops if recipe.counted == "flops" else removed_parameters,
             repair=repair,
             generations=recipe.generations,
             seed=recipe.seed,
@@ -227,6 +210,42 @@ def make_plan(
             progress=progress,
         )
     return plan.described(**recipe.made_by())
+
+
+def _ranking(loaded: LoadedModel, recipe: Recipe, scores: Scores | None) -> Ranking:
+    return rank(loaded.shape, scores, recipe.order, recipe.seed, whole_groups=recipe.whole_groups)
+
+
+def _allocated(
+    bench: Workbench,
+    loaded: LoadedModel,
+    windows: TokenWindows | None,
+    recipe: Recipe,
+    *,
+    scores: Scores | None,
+    repair: Repair | None,
+    kept: dict[str, Any],
+    progress: Progress,
+) -> PruningPlan:
+    """The plan of any recipe that is not searched, its ratio one of parameters."""
+    if recipe.allocation == "iterative":
+        return _iterative(bench, loaded, windows, recipe, kept, progress)
+    ranking = _ranking(loaded, recipe, scores)
+    if recipe.allocation in ("blocks", "blocks-measured"):
+        return _without_blocks(bench, loaded, windows, recipe, ranking, repair, kept, progress)
+    if recipe.allocation == "global":
+        if recipe.order == "random":
+            raise AmpExploreError("units in random order have no scores to set one threshold for; take uniform")
+        return allocate_by_threshold(ranking, standardised(scores, recipe.order), recipe.ratio, **kept)
+    if recipe.allocation == "least-error":
+        values = bench.errors_per_parameter(loaded, windows, ranking, progress=progress)
+        return allocate_by_threshold(ranking, values, recipe.ratio, **kept)
+    weights = None
+    if recipe.allocation == "protect":
+        weights = protecting_weights(len(loaded.shape.layers), recipe.first, recipe.last)
+    if recipe.allocation == "angular":
+        weights = angular_weights(bench.evidence(loaded, windows, progress=progress).activations)
+    return allocate(ranking, recipe.ratio, weights=weights, multiple=recipe.multiple, **kept)
 
 
 def _start_of_search(recipe: Recipe, repair: Repair | None) -> str:

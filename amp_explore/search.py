@@ -1,10 +1,10 @@
 """Budgets found by trying: an evolutionary search over how many heads and neurons each layer loses.
 
 One plan is varied at a time (as EvoPress, Sieberling et al. 2024, arXiv 2410.14649): a variant gives some units back to
-one layer and takes as many parameters from another. Each generation tries a few variants on a little text, and the best
-of them beside the plan itself on more text; the better one goes on. What is measured is the loss of the model that is
-really there, repaired where the plan is to be repaired; least squares in one shot stand for a sequential repair, which
-would take minutes each time.
+one layer and takes as many parameters, or FLOPs, from another. Each generation tries a few variants on a little text,
+and the best of them beside the plan itself on more text; the better one goes on. What is measured is the loss of the
+model that is really there, repaired where the plan is to be repaired; least squares in one shot stand for a sequential
+repair, which would take minutes each time.
 
 Every variant is an ordinary plan whose loss is kept like any other, and the draw depends on the seed alone: a search
 that was stopped finds its way back in seconds. The text is the calibration text, never the one that plans are judged
@@ -13,7 +13,7 @@ on.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,6 +49,25 @@ class _Budget:
         return replace(self, **{unit: tuple(counts)})
 
 
+@dataclass(frozen=True)
+class _Aim:
+    """The size that all plans have."""
+
+    size: Callable[[PruningPlan], int]
+    target: int
+    neurons: tuple[int, ...]  # the size of one neuron in each layer
+
+    @classmethod
+    def at(cls, plan: PruningPlan, size: Callable[[PruningPlan], int]) -> _Aim:
+        nothing = PruningPlan.empty(plan.shape)
+        layers = range(len(plan.shape.layers))
+        return cls(size, size(plan), tuple(size(nothing.with_units("neurons", each, [0], True)) for each in layers))
+
+    def lacking(self, plan: PruningPlan, layer: int) -> int:
+        """How many neurons more would have to go from a layer."""
+        return round((self.target - self.size(plan)) / self.neurons[layer])
+
+
 def search(
     bench: Workbench,
     loaded: LoadedModel,
@@ -56,6 +75,7 @@ def search(
     ranking: Ranking,
     start: PruningPlan,
     *,
+    size: Callable[[PruningPlan], int] = removed_parameters,
     repair: Repair | None = None,
     generations: int = 30,
     seed: int = 0,
@@ -64,6 +84,7 @@ def search(
 ) -> PruningPlan:
     """The best plan of the size of `start` that was found; it is no worse than `start` on the windows searched on.
 
+    `size` is what a plan removes, in parameters or FLOPs: no other is larger or smaller by more than half a neuron.
     `ranking` decides which units go from a layer. `progress` counts measurements, says the best loss so far, and may
     cancel before each layer of each.
     """
@@ -81,11 +102,11 @@ def search(
         return measured
 
     budget = _Budget(*(tuple(map(int, start.removed_per_layer(unit))) for unit in ("heads", "neurons")))
-    best, target = start, removed_parameters(start)
+    best, aim = start, _Aim.at(start, size)
     least = loss(best, more)
     for _ in range(generations):
         said = f"search, best loss {least:.4f}"
-        variants = [_variant(budget, ranking, target, locked, start, lot) for _ in range(VARIANTS)]
+        variants = [_variant(budget, ranking, aim, locked, start, lot) for _ in range(VARIANTS)]
         losses = [loss(plan, few) for _, plan in variants]
         tried, plan = variants[int(np.argmin(losses))]
         if (found := loss(plan, more)) < least:
@@ -102,7 +123,7 @@ def quick(repair: Repair | None) -> Repair | None:
 def _variant(
     budget: _Budget,
     ranking: Ranking,
-    target: int,
+    aim: _Aim,
     locked: Collection[int],
     start: PruningPlan,
     lot: np.random.Generator,
@@ -123,7 +144,7 @@ def _variant(
             if plan is None:
                 break
             plan = plan.with_layer_of(start, locked)
-            lacking = round((target - removed_parameters(plan)) / layers[taxed].neuron_parameters)
+            lacking = aim.lacking(plan, taxed)
             if not lacking:
                 return tried, plan
             tried = tried.change("neurons", taxed, lacking)

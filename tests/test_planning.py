@@ -12,7 +12,7 @@ from tiny import tiny, tokens
 from amp_explore import blocks, planning, search
 from amp_explore.allocation import allocate, allocate_by_threshold, protecting_weights, rank, standardised
 from amp_explore.calibration import TokenWindows
-from amp_explore.costs import costs_of_plan, removed_layer_parameters, removed_parameters
+from amp_explore.costs import costs_of_plan, removed_flops, removed_layer_parameters, removed_parameters
 from amp_explore.criteria import Scores, layers_of, ridged, scores_by_lot
 from amp_explore.errors import AmpExploreError
 from amp_explore.least_error import EXPONENT, errors_per_parameter, refit_errors
@@ -336,19 +336,22 @@ def loss_of(bench, loaded, plan, windows):
     return bench.perplexity(loaded, plan, windows)["loss"]
 
 
-@pytest.mark.parametrize("method", [None, "least-squares"])
-def test_a_search_finds_what_is_better_and_of_the_same_size(bench, method, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "size"), [(None, removed_parameters), (None, removed_flops), ("least-squares", removed_parameters)]
+)
+def test_a_search_finds_what_is_better_and_of_the_same_size(bench, method, size, monkeypatch):
     monkeypatch.setattr(Workbench, "repair_windows", lambda *_: WINDOWS)
     loaded, told = tiny("llama"), []
     repair = Repair(method, WINDOWS.digest) if method else None
     ranking = rank(loaded.shape, bench.scores(loaded, WINDOWS))
     start = allocate(ranking, 0.3)
-    options = {"repair": repair, "generations": 12, "seed": 1}
+    options = {"repair": repair, "generations": 12, "seed": 1, "size": size}
     tell = lambda done, total, note: told.append((done, total))  # noqa: E731
     plan = search.search(bench, loaded, WINDOWS, ranking, start, **options, progress=tell)
     more = dataclasses.replace(WINDOWS, ids=WINDOWS.ids[: search.MORE])
     assert loss_of(bench, loaded, plan.repaired(repair), more) < loss_of(bench, loaded, start.repaired(repair), more)
-    assert abs(removed_parameters(plan) - removed_parameters(start)) < loaded.shape.layers[0].neuron_parameters
+    neuron = PruningPlan.empty(loaded.shape).with_units("neurons", 0, [0], True)
+    assert 2 * abs(size(plan) - size(start)) <= size(neuron)
     assert told == sorted(told) and told[-1][0] == told[-1][1]
     assert search.search(bench, loaded, WINDOWS, ranking, start, **options) == plan
 
