@@ -14,7 +14,7 @@ from amp_explore.repair import METHODS, caveat
 from amp_explore.ui import editors
 from amp_explore.ui.live import live_panel
 from amp_explore.ui.session import repair_of, windows_of, workbench
-from amp_explore.ui.shell import latest_job, open_page, scores_or_wait, scoring_options, show_failure, start, wait_for
+from amp_explore.ui.shell import latest_job, open_page, scores_or_wait, scoring_options, show_failure, submit, wait_for
 from amp_explore.ui.text import all_explained, explained, option, repair_option
 
 state = open_page("Prune")
@@ -119,12 +119,15 @@ def plan_by_ratio(ratio: float, order: str, seed: int = 0, counted: str = "param
     bench, loaded, windows = workbench(), state.loaded, windows_of(state.loaded, scoring.calibration)
     kept = {"repair": state.plan.repair, "locked": state.locked_layers, "current": state.plan.repaired(None)}
     make = partial(make_plan, bench, loaded, windows, recipe, **kept)
+    topic = f"plan:{state.id}"
+    if (before := latest_job(topic)) is not None:
+        before.cancel()  # the newest plan wins
     try:
         recipe.check()
         if recipe.allocation in TAKE_THEIR_TIME or not bench.has_evidence(
             loaded, windows, ALLOCATIONS[recipe.allocation].needs
         ):
-            start("Planning", f"plan:{state.id}", lambda job: make(progress=job))
+            submit("Planning", topic, lambda job: make(progress=job))
         else:
             state.edit(make(scores=None if order == "random" else scores))
     except AmpExploreError as error:

@@ -9,6 +9,8 @@ import shlex
 import shutil
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,17 @@ def settle(app: AppTest) -> AppTest:
         app.run()
     assert not app.exception, app.exception
     return app
+
+
+@contextmanager
+def queue_at_work() -> Iterator[None]:
+    """The server's queue is busy with something else."""
+    go_on = threading.Event()
+    session.runner().submit("Blocking", lambda job: go_on.wait(60), exclusive=True)
+    try:
+        yield
+    finally:
+        go_on.set()
 
 
 def removed(app: AppTest) -> tuple[int, int]:
@@ -521,17 +534,12 @@ def test_a_link_brings_the_repair_back(visit, tiny_model):
 
 def test_criteria_draws_at_once_and_scores_in_the_background(visit):
     app = visit("pages/5_Criteria.py")
-    go_on = threading.Event()
-    blocking = session.runner().submit("Blocking", lambda job: go_on.wait(60), exclusive=True)
-    try:
+    with queue_at_work():
         next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(8)
         app.run()
         assert "Cancel" in [button.label for button in app.button]
         assert "The measured truth" in [each.value for each in app.subheader]
         assert "Criteria against each other" not in [each.value for each in app.subheader]
-    finally:
-        go_on.set()
-    assert blocking.finished.wait(10)
     settle(app)
     assert "Criteria against each other" in [each.value for each in app.subheader]
     assert any("need activations: AMP;" in caption.value for caption in app.caption)
@@ -559,6 +567,27 @@ def test_the_measured_truth_and_every_criterion_stand_side_by_side(visit):
     table = next(frame.value for frame in app.dataframe if "whole model" in frame.value)
     of_experts = {CRITERIA["routed-output"].title}  # this model has none
     assert set(table.criterion) == {each.title for each in CRITERIA.values()} - of_experts and errors(app) == ""
+
+
+def test_of_two_plans_that_take_their_time_the_newest_wins(visit):
+    app = visit()
+    choose(app, "Budget across layers", "iterative")
+    with queue_at_work():
+        for label in ("AMP 20 %", "AMP 10 %"):
+            next(button for button in app.button if button.label == label).click().run()
+    settle(app)
+    assert 10 <= left(app) < 15 and errors(app) == ""
+
+
+def test_scores_that_nobody_waits_for_any_more_are_not_made(visit):
+    app = visit("pages/1_Importance.py")
+    with queue_at_work():
+        for label, value in (("Windows of 512 tokens", 8), ("Criterion", "obs"), ("Criterion", "taylor")):
+            next(box for box in app.selectbox if box.label == label).set_value(value).run()
+        waiting = [job.label for job in session.runner().jobs() if job.state == "queued"]
+    assert [label.partition(" by ")[2] for label in waiting] == ["Taylor, first order"]
+    settle(app)
+    assert any("Taylor, first order" in caption.value for caption in app.caption) and errors(app) == ""
 
 
 def test_a_click_outlives_a_run_that_ends_before_it_comes_to_the_button():

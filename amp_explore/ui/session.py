@@ -16,7 +16,7 @@ from amp_explore import criteria
 from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
 from amp_explore.criteria import Scores
 from amp_explore.errors import AmpExploreError
-from amp_explore.jobs import JobRunner
+from amp_explore.jobs import Job, JobRunner
 from amp_explore.models.families import context_of
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import PruningPlan, Repair, RepairMethod
@@ -74,6 +74,7 @@ class Session:
     histories: dict[str, History] = field(default_factory=dict)
     locked: dict[str, frozenset[int]] = field(default_factory=dict)
     stopped: set[str] = field(default_factory=set)  # topics of jobs that this person cancelled
+    scoring: Job | None = None  # what this person last waited for
     clicks: set[str] = field(default_factory=set)  # buttons that were clicked, until the page has seen it
     page: str = ""  # whose buttons these are
     loaded: LoadedModel | None = None  # set anew on every run, by the shell

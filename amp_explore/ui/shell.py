@@ -197,9 +197,20 @@ def show_failure(topic: str) -> None:
 def scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
     """The scores, at once where what they need is kept.
 
-    Otherwise scoring starts, its progress is shown and None returned. Random weights have nothing to score: their
-    units are ordered by lot.
+    Otherwise scoring starts, its progress is shown and None returned; what was chosen before and is still being scored
+    is cancelled. (Whoever else waits for that starts it anew.) Random weights have nothing to score: their units are
+    ordered by lot.
     """
+    before = state.scoring
+    state.scoring = None
+    try:
+        return _scores_or_wait(state, scoring)
+    finally:
+        if before is not None and before is not state.scoring:
+            before.cancel()
+
+
+def _scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
     loaded = state.loaded
     if loaded.random:
         return scores_by_lot(loaded.shape)
@@ -220,8 +231,9 @@ def scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
     if (topic in state.stopped or failed) and not clicked(st, "Score this model", type="primary"):
         st.info("The heads and neurons of this model are not scored on this text yet.")
         return None
-    job = start(
-        f"Scoring {loaded.name} on {windows.data}",
+    title = CRITERIA[scoring.criterion].title
+    state.scoring = job = start(
+        f"Scoring {loaded.name} by {title}",
         topic,
         lambda job: workbench().scores(loaded, windows, scoring.criterion, scoring.heads, progress=job) and None,
     )
