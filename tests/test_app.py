@@ -524,6 +524,15 @@ def test_a_repair_stays_with_the_plan(visit, method):
     assert next(box for box in app.selectbox if box.label == "Repair").value == "none"
 
 
+def test_a_repair_may_be_chosen_before_there_is_anything_to_repair(visit):
+    app = visit()
+    choose(app, "Repair", "bias")
+    assert not any("repaired" in markdown.value for markdown in app.sidebar.markdown)
+    press(app, "AMP 20 %")
+    assert any("repaired: bias" in markdown.value for markdown in app.sidebar.markdown)
+    assert next(box for box in app.selectbox if box.label == "Repair").value == "bias"
+
+
 def test_a_link_brings_the_repair_back(visit, tiny_model):
     loaded = load(str(tiny_model))
     text = calibration_windows(loaded.tokenizer, windows=64)

@@ -53,7 +53,9 @@ class History:
         return self.plans[self.position]
 
     def push(self, plan: PruningPlan) -> None:
-        if plan != self.current:
+        if plan == self.current:
+            self.plans[self.position] = plan  # the dense model has nothing to repair, but what comes next may have
+        else:
             self.plans[self.position + 1 :] = [plan]
             self.position += 1
 

@@ -424,7 +424,7 @@ def _vitals(state: Session) -> None:
         f"**{compact(costs.parameters)}** parameters ({signed_percent(costs.parameters, shape.parameters)})  \n"
         f"**{heads:,}** of {sum(shape.heads):,} heads removed  \n"
         f"**{neurons:,}** of {sum(shape.neurons):,} neurons removed"
-        + (f"  \nrepaired: {METHODS[plan.repair.method].title.lower()}" if plan.repair else "")
+        + (f"  \nrepaired: {METHODS[plan.repair.method].title.lower()}" if plan.repair and not plan.is_empty else "")
     )
     history = state.history
     undo, redo = st.columns(2)
