@@ -25,6 +25,7 @@ from amp_explore.models.families import LayerParts, decoder_layers, inputs_of, l
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.shapes import ModelShape
 from amp_explore.models.sharding import is_spread
+from amp_explore.progress import Progress, no_progress
 from amp_explore.statistics import ActivationStatistics, LayerGrams, LayerStatistics
 
 VERSION = 1
@@ -582,10 +583,18 @@ def unavailable(criterion: str, loaded: LoadedModel) -> str | None:
     return None
 
 
-def score(loaded: LoadedModel, evidence: Evidence, criterion: str = "amp", heads: str | None = None) -> Scores:
+def score(
+    loaded: LoadedModel,
+    evidence: Evidence,
+    criterion: str = "amp",
+    heads: str | None = None,
+    *,
+    progress: Progress = no_progress,
+) -> Scores:
     """Scores of every unit; no forward pass.
 
     `heads` is the criterion for heads where it is another one; of criteria that score neurons alone, amp's.
+    `progress` is called before each layer, and may cancel.
 
     Raises:
         AmpExploreError: a criterion that is unknown or not for this model, or a score that is not a finite number.
@@ -595,12 +604,13 @@ def score(loaded: LoadedModel, evidence: Evidence, criterion: str = "amp", heads
         if reason := unavailable(name, loaded):
             raise AmpExploreError(f"criterion {name!r} cannot score this model: {reason}; take another")
     by_head, by_neuron = CRITERIA[heads_by(criterion, heads)].heads, CRITERIA[criterion].neurons
+    of_heads, of_neurons, count = [], [], len(loaded.shape.layers)
     with torch.inference_mode():
-        layers = list(layers_of(loaded, evidence))
-        found = Scores(
-            heads=tuple(by_head(layer).float().cpu().numpy() for layer in layers),
-            neurons=tuple(by_neuron(layer).float().cpu().numpy() for layer in layers),
-        )
+        for layer in layers_of(loaded, evidence):
+            progress(layer.number, count, f"{CRITERIA[criterion].title}, layer {layer.number}")
+            of_heads.append(by_head(layer).float().cpu().numpy())
+            of_neurons.append(by_neuron(layer).float().cpu().numpy())
+    found = Scores(tuple(of_heads), tuple(of_neurons))
     if not all(np.isfinite(layer).all() for layer in (*found.heads, *found.neurons)):
         raise AmpExploreError(f"criterion {criterion!r} gives no finite score for some units; take float32 precision")
     return found

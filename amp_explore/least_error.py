@@ -19,6 +19,7 @@ from amp_explore.costs import removed_layer_parameters
 from amp_explore.criteria import Evidence, Scores, layers_of, ridged
 from amp_explore.models.families import weight_of
 from amp_explore.models.loading import LoadedModel
+from amp_explore.progress import Progress, no_progress
 
 VERSION = 1
 """Part of the key of kept values; goes up whenever they change."""
@@ -28,18 +29,22 @@ EXPONENT = 0.85
 stream that leaves the model. Of 0.6 to 1, this did best on the demo model's calibration text, with 0.8 and 0.9 near."""
 
 
-def errors_per_parameter(loaded: LoadedModel, evidence: Evidence, ranking: Ranking) -> Scores:
+def errors_per_parameter(
+    loaded: LoadedModel, evidence: Evidence, ranking: Ranking, *, progress: Progress = no_progress
+) -> Scores:
     """What each unit adds, as it goes in the ranking's order, to its block's error beside the residual stream, per
     parameter: (units,) float64 for each layer.
 
     Where a later unit costs less than an earlier one they go together, at what they cost together, so that along the
-    ranking the values never fall. `evidence` needs activations and Gram matrices.
+    ranking the values never fall. `evidence` needs activations and Gram matrices. `progress` is called before each
+    layer, and may cancel.
     """
     of_heads = _head_sizes(ranking)
     heads, neurons = [], []
     with torch.inference_mode():
         for layer in layers_of(loaded, evidence):
             number, parts = layer.number, layer.parts
+            progress(number, len(loaded.shape.layers), f"least error, layer {number}")
             weight = float(layer.activations.inverse_power) ** EXPONENT
             each = ranking.shape.layers[number].neuron_parameters
             for found, projection, gram, order, size, parameters in (

@@ -29,6 +29,7 @@ from amp_explore.calibration import TokenWindows
 from amp_explore.costs import removed_flops, removed_parameters
 from amp_explore.criteria import Method, Scores
 from amp_explore.errors import AmpExploreError
+from amp_explore.least_error import EXPONENT
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import PruningPlan, Repair
 from amp_explore.progress import Progress, no_progress, part
@@ -65,7 +66,7 @@ ALLOCATIONS: dict[str, Method] = {
     "least-error": Method(
         title="Least error",
         says="Takes units where what their loss changes, the rest fitted anew, is least beside the residual stream.",
-        formula="min Σ_b E_b (mean ‖h‖⁻²)^0.85, E_b = min_W' E‖W x − W' x_kept‖² of an attention or MLP b",
+        formula=f"min Σ_b E_b (mean ‖h‖⁻²)^{EXPONENT}, E_b = min_W' E‖W x − W' x_kept‖² of an attention or MLP b",
         source="here, after ZipLM, arXiv 2302.04089",
         needs=frozenset({"activations", "grams"}),
     ),
@@ -291,7 +292,7 @@ def _iterative(
     for step in range(1, recipe.steps + 1):
         within = part(progress, step - 1, recipe.steps)
         evidence = bench.evidence(loaded, windows, needs, plan=plan, progress=within)
-        scores = criteria.score(loaded, evidence, recipe.criterion, recipe.heads_criterion)
+        scores = criteria.score(loaded, evidence, recipe.criterion, recipe.heads_criterion, progress=within)
         ranking = rank(loaded.shape, _gone_first(scores, plan))
         plan = allocate(ranking, recipe.ratio * step / recipe.steps, **kept)
     return plan

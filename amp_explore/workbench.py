@@ -129,7 +129,7 @@ class Workbench:
 
         def compute() -> criteria.Scores:
             evidence = self.evidence(loaded, windows, criteria.needs(criterion, heads), progress=progress)
-            return criteria.score(loaded, evidence, criterion, heads)
+            return criteria.score(loaded, evidence, criterion, heads, progress=progress)
 
         slow, key = criteria.is_slow(criterion, heads), _scores_key(loaded, windows, criterion, heads)
         return self._kept_scores(key, compute) if slow else compute()
@@ -147,7 +147,7 @@ class Workbench:
 
         def compute() -> criteria.Scores:
             evidence = self.evidence(loaded, windows, ("activations", "grams"), progress=progress)
-            return least_error.errors_per_parameter(loaded, evidence, ranking)
+            return least_error.errors_per_parameter(loaded, evidence, ranking, progress=progress)
 
         key = {"kind": "least-error", "version": least_error.VERSION, "ranking": ranking.digest}
         return self._kept_scores(key | {"evidence": VERSIONS["grams"], **on_text(loaded, windows)}, compute)

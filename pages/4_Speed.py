@@ -30,7 +30,7 @@ def measuring(state: Session) -> None:
     new_tokens = third.number_input("New tokens", 1, 1024, 32, key="new_tokens", persist_state="session")
     lengths = [length for length in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096) if length < context]
     prompts = second.multiselect(
-        "Tokens before decoding", lengths, [min(128, lengths[-1])], key="prompts", persist_state="session"
+        "Tokens in the prompt", lengths, [min(128, lengths[-1])], key="prompts", persist_state="session"
     )
     repeats = fourth.number_input("Repeats", 1, 100, 5, key="repeats", persist_state="session")
     mode = fifth.selectbox("Decoding", modes_on(device), key="mode", persist_state="session", help=modes_help)
@@ -134,8 +134,8 @@ def results(state: Session, kept: list[dict]) -> None:
             "share": [f"{value:.0%}" for value in rows.share],
             "limit": [value.partition(":")[0] for value in rows.limit],  # explained above
         }
-    ).rename(columns={"share": "of roofline", "limit": "limited by", "tokens": "tokens before"})
-    order = ["phase", "mode", "batch", "tokens before", "side", "tokens/s", "speed-up", "roofline", "of roofline"]
+    ).rename(columns={"share": "of roofline", "limit": "limited by", "tokens": "prompt"})
+    order = ["phase", "mode", "batch", "prompt", "side", "tokens/s", "speed-up", "roofline", "of roofline"]
     st.dataframe(shown[[*order, "limited by"]], hide_index=True)
     st.download_button("CSV", rows.to_csv(index=False), "speed.csv", "text/csv", icon=":material/download:")
     taken: dict[str, list[str]] = {}  # cases by how they were taken: most often all in one way

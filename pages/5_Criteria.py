@@ -14,6 +14,7 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.jobs import Job
 from amp_explore.models.sharding import devices
 from amp_explore.planning import ALLOCATIONS
+from amp_explore.progress import part
 from amp_explore.repair import METHODS
 from amp_explore.statistics import gram_bytes
 from amp_explore.ui.charts import (
@@ -125,9 +126,8 @@ def score_all(there: dict[str, Scores], names: list[str], wanted: set[str], job:
     bench.evidence(loaded, windows, wanted, progress=job)
     failed = []
     for number, name in enumerate(names):
-        job(number, len(names), CRITERIA[name].title)
         try:
-            there[name] = bench.scores(loaded, windows, name)
+            there[name] = bench.scores(loaded, windows, name, progress=part(job, number, len(names)))
         except AmpExploreError as error:  # the others can still be scored
             failed.append(str(error))
     if failed:
@@ -365,8 +365,11 @@ def sweep() -> None:
     table = pd.DataFrame([row.as_dict() for row in rows])
     titles = {name: method.title for name, method in (CRITERIA | ALLOCATIONS | METHODS).items()}
     st.plotly_chart(quality_curves(table, titles), key="quality", config=image_options("quality", "PNG"))
+    hidden = ["heads_criterion", "loss", "plan"]
+    if table["loss_stderr"].isna().all():  # a single window
+        hidden.append("loss_stderr")
     st.dataframe(
-        table.drop(columns=["heads_criterion", "loss", "plan"]).replace(titles),
+        table.drop(columns=hidden).replace(titles),
         hide_index=True,
         column_config={
             "allocation": "budget",

@@ -475,7 +475,7 @@ def test_a_commonsense_run_can_be_cancelled(page, serve, fetched_cache, tiny_mod
 
 
 def speed_shown(page) -> tuple[list[list[str]], dict[str, list], list[str]]:
-    """The table, the curves of decoding as trace -> [(tokens before, tokens/s)], and the words above the curves."""
+    """The table, the curves of decoding as trace -> [(prompt, tokens/s)], and the words above the curves."""
     rows = page.locator("[data-testid=stDataFrame] tbody tr")
     expect(rows.first).to_be_attached(timeout=60_000)
     plot = page.locator(".st-key-decode_curves .js-plotly-plot")
@@ -492,7 +492,7 @@ def test_speed_is_measured_and_kept(page, visit, loaded, small_cache):
     expect(page.get_by_text("Not measured for this plan on this device yet.")).to_be_visible()
     enter(page, "Repeats", 2)
     enter(page, "New tokens", 4)
-    page.get_by_label("Tokens before decoding", exact=True).fill("16")
+    page.get_by_label("Tokens in the prompt", exact=True).fill("16")
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     settle(page)

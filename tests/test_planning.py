@@ -266,6 +266,28 @@ def test_a_ratio_may_count_flops(allocation, bench):
     assert plan.made_by["counted"] == "flops" and plan.made_by["ratio"] == 0.2
 
 
+@pytest.mark.parametrize("criterion", ["obs-greedy", "spectrum"])
+@pytest.mark.parametrize("allocation", ["uniform", "least-error"])
+def test_planning_tells_of_every_layer_and_can_be_stopped_there(criterion, allocation, bench):
+    loaded, told = tiny("llama"), []
+    recipe = Recipe(0.2, criterion, allocation=allocation)
+    bench.evidence(loaded, WINDOWS, ("activations", "grams"))
+
+    def stop_at(note: str):
+        def tell(done, total, now):
+            told.append(now)
+            if note in now:
+                raise Cancelled
+
+        return tell
+
+    for note in ["layer 2"] if allocation == "uniform" else ["layer 2", "least error, layer 2"]:
+        with pytest.raises(Cancelled):
+            make_plan(bench, loaded, WINDOWS, recipe, progress=stop_at(note))
+        assert note in told[-1]
+        bench.scores(loaded, WINDOWS, criterion)
+
+
 # Whole blocks
 
 

@@ -181,7 +181,7 @@ def side_by_side(
 
 
 def speed_curves(rows: pd.DataFrame) -> go.Figure:
-    """Tokens per second over the tokens before, one panel for each batch size; dashed, what the roofline allows.
+    """Tokens per second over the length of the prompt, one panel for each batch size; dashed, what the roofline allows.
 
     `rows` has columns `mode`, `batch`, `tokens`, `side`, `tokens/s`, `q1`, `q3` and `roofline`.
     """
@@ -199,7 +199,7 @@ def speed_curves(rows: pd.DataFrame) -> go.Figure:
                 marker={"color": colour, "size": 8, "symbol": "circle-open" if other else "circle"},
                 line={"color": colour, "width": 1 if other else 2},
                 error_y={"array": case.q3 - case["tokens/s"], "arrayminus": case["tokens/s"] - case.q1},
-                hovertemplate="%{y:,.1f} tokens/s after %{x} tokens<extra>" + name + "</extra>",
+                hovertemplate="%{y:,.1f} tokens/s, prompt of %{x} tokens<extra>" + name + "</extra>",
                 **common,
                 row=1,
                 col=column,
@@ -217,7 +217,7 @@ def speed_curves(rows: pd.DataFrame) -> go.Figure:
                     row=1,
                     col=column,
                 )
-    figure.update_xaxes(title="tokens before", type="log", tickvals=sorted(rows.tokens.unique()))
+    figure.update_xaxes(title="tokens in the prompt", type="log", tickvals=sorted(rows.tokens.unique()))
     figure.update_yaxes(rangemode="tozero")
     figure.update_yaxes(title="tokens/s", col=1)
     figure.update_layout(height=340, margin={"t": 60, "b": 40, "l": 50, "r": 10}, legend={"orientation": "h", "y": 1.3})
