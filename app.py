@@ -51,7 +51,7 @@ for page, title, text in (
         st.write(text)
 
 st.subheader("Importance of every head (AMP)")
-scores = scores_or_wait(state, Scoring())
+scores = scores_or_wait(state, Scoring(), chosen=False)
 if scores is not None:
     figure = heads_heatmap(scores, "log", [layer.kv_of_head for layer in shape.layers])
     st.plotly_chart(figure, key="overview-heads", alt="AMP score of every head, layer by head, logarithmic colours")

@@ -7,12 +7,13 @@ are really there. The two agree on every plan, which the tests check.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
 
 from transformers import PreTrainedModel
 
 from amp_explore.models import sharding
 from amp_explore.models.families import cached_heads, decoder_layers, family_of, kv_groups, sliding_window
-from amp_explore.models.shapes import LayerShape, matmul_parameters
+from amp_explore.models.shapes import LayerShape, ModelShape, matmul_parameters
 from amp_explore.plan import PruningPlan
 from amp_explore.slicing import NoAttention
 
@@ -114,7 +115,12 @@ def removed_parameters(plan: PruningPlan) -> int:
 
 def removed_flops(plan: PruningPlan) -> int:
     """FLOPs for a token, as `Costs` counts them, that the model saves."""
-    return costs_of_plan(PruningPlan.empty(plan.shape)).flops_per_token - costs_of_plan(plan).flops_per_token
+    return _dense_flops(plan.shape) - costs_of_plan(plan).flops_per_token
+
+
+@cache
+def _dense_flops(shape: ModelShape) -> int:
+    return costs_of_plan(PruningPlan.empty(shape)).flops_per_token
 
 
 def removed_layer_parameters(plan: PruningPlan, number: int) -> int:

@@ -52,6 +52,7 @@ class Job:
     result: Any = None
     error: str = ""
     started: float = 0.0
+    watched: dict[str, float] = field(default_factory=dict)  # by whom, and when last
     finished: threading.Event = field(default_factory=threading.Event, repr=False)
     _cancel: threading.Event = field(default_factory=threading.Event, repr=False)
 
@@ -59,6 +60,8 @@ class Job:
         """Report progress, as an `amp_explore.progress.Progress`; raises `Cancelled` once the job was cancelled."""
         if self._cancel.is_set():
             raise Cancelled
+        if done < self.done:
+            self.started = time.monotonic()  # another stretch of the work begins
         self.done, self.total, self.note = done, total, note
         if not self.urgent and not self.exclusive:
             self.runner.run_urgent()

@@ -55,7 +55,7 @@ class _Aim:
 
     size: Callable[[PruningPlan], int]
     target: int
-    neurons: tuple[int, ...]  # the size of one neuron in each layer
+    neuron_sizes: tuple[int, ...]  # of one neuron in each layer
 
     @classmethod
     def at(cls, plan: PruningPlan, size: Callable[[PruningPlan], int]) -> _Aim:
@@ -65,7 +65,7 @@ class _Aim:
 
     def lacking(self, plan: PruningPlan, layer: int) -> int:
         """How many neurons more would have to go from a layer."""
-        return round((self.target - self.size(plan)) / self.neurons[layer])
+        return round((self.target - self.size(plan)) / self.neuron_sizes[layer])
 
 
 def search(
@@ -84,7 +84,8 @@ def search(
 ) -> PruningPlan:
     """The best plan of the size of `start` that was found; it is no worse than `start` on the windows searched on.
 
-    `size` is what a plan removes, in parameters or FLOPs: no other is larger or smaller by more than half a neuron.
+    `size` is what a plan removes, in parameters or FLOPs: no plan that is tried differs from `start` in it by more than
+    half a neuron.
     `ranking` decides which units go from a layer. `progress` counts measurements, says the best loss so far, and may
     cancel before each layer of each.
     """

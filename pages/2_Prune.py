@@ -119,19 +119,24 @@ def plan_by_ratio(ratio: float, order: str, seed: int = 0, counted: str = "param
     bench, loaded, windows = workbench(), state.loaded, windows_of(state.loaded, scoring.calibration)
     kept = {"repair": state.plan.repair, "locked": state.locked_layers, "current": state.plan.repaired(None)}
     make = partial(make_plan, bench, loaded, windows, recipe, **kept)
-    topic = f"plan:{state.id}"
-    if (before := latest_job(topic)) is not None:
-        before.cancel()  # the newest plan wins
     try:
         recipe.check()
+        forget_planning()
         if recipe.allocation in TAKE_THEIR_TIME or not bench.has_evidence(
             loaded, windows, ALLOCATIONS[recipe.allocation].needs
         ):
-            submit("Planning", topic, lambda job: make(progress=job))
+            submit("Planning", f"plan:{state.id}", lambda job: make(progress=job))
         else:
             state.edit(make(scores=None if order == "random" else scores))
     except AmpExploreError as error:
         state.notice(error)
+
+
+def forget_planning() -> None:
+    """Another plan is asked for: what a job is still at, or has just ended with, comes too late."""
+    if (job := latest_job(f"plan:{state.id}")) is not None:
+        job.cancel()
+        st.session_state.planned = job.id
 
 
 def planned() -> None:
@@ -153,6 +158,7 @@ def planned() -> None:
 
 def plan_by_units(heads: float, neurons: float, order: str) -> None:
     """The same share of heads, and of neurons, from every layer that is not locked."""
+    forget_planning()
     plan = allocate_by_unit(rank(shape, scores, order), heads, neurons)
     state.edit(plan.described(**scoring.made_by(), order=order, heads_ratio=heads, neurons_ratio=neurons))
 

@@ -31,6 +31,7 @@ from amp_explore.plan import PruningPlan, Repair
 from amp_explore.planning import ALLOCATIONS, SHARING
 from amp_explore.repair import METHODS
 from amp_explore.ui import session, shell
+from amp_explore.workbench import Workbench
 
 APP = Path(__file__).parent.parent / "app.py"
 PAGES = {
@@ -586,6 +587,54 @@ def test_of_two_plans_that_take_their_time_the_newest_wins(visit):
             next(button for button in app.button if button.label == label).click().run()
     settle(app)
     assert 10 <= left(app) < 15 and errors(app) == ""
+
+
+def test_a_click_too_many_begins_nothing_when_the_first_was_cancelled(visit, monkeypatch):
+    app = visit("pages/1_Importance.py")
+    monkeypatch.setattr(Workbench, "has_scores", lambda *_: False)
+    with queue_at_work():
+        next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(128).run()
+        next(button for button in app.button if button.label == "Cancel").click().run()
+        again = next(button for button in app.button if button.label == "Score this model")
+        again.click().run()
+        again.click().run()  # still on the screen
+        assert any(button.label == "Cancel" for button in app.button)
+        next(button for button in app.button if button.label == "Cancel").click().run()
+        app.run()
+        assert any(button.label == "Score this model" for button in app.button)
+        assert not any(job.state == "queued" for job in session.runner().jobs())
+
+
+def test_a_plan_at_once_wins_over_an_older_one_that_has_just_been_made(visit):
+    app = visit()
+    choose(app, "Budget across layers", "iterative")
+    next(button for button in app.button if button.label == "AMP 30 %").click().run()
+    assert session.runner().jobs()[-1].finished.wait(60)  # the page has not taken it over yet
+    next(button for button in app.button if button.label == "Heads 30 %").click().run()
+    heads, neurons = removed(settle(app))
+    assert heads > 0 and neurons == 0
+
+
+def test_scores_that_are_waited_for_outlive_a_look_at_the_overview(visit, monkeypatch):
+    app = visit("pages/1_Importance.py")
+    monkeypatch.setattr(Workbench, "has_scores", lambda *_: False)
+    with queue_at_work():
+        next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(256).run()
+        app.switch_page("app.py").run()
+        (waiting,) = [job for job in session.runner().jobs() if job.state == "queued"]
+        assert waiting.label.startswith("Scoring tiny by AMP")
+        waiting.cancel()
+
+
+def test_scores_that_another_session_waits_for_are_made(visit, monkeypatch):
+    one, other = visit("pages/1_Importance.py"), visit("pages/1_Importance.py")
+    monkeypatch.setattr(Workbench, "has_scores", lambda *_: False)
+    with queue_at_work():
+        for app in (one, other):
+            next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(512).run()
+        next(box for box in one.selectbox if box.label == "Windows of 512 tokens").set_value(64).run()
+        (waiting,) = [job for job in session.runner().jobs() if job.state == "queued"]
+        waiting.cancel()
 
 
 def test_scores_that_nobody_waits_for_any_more_are_not_made(visit):

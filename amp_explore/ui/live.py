@@ -97,7 +97,8 @@ def _repaired(state: Session) -> bool:
     topic = f"repair:{state.fingerprint}:{loaded.dtype}:{plan.digest}"
     show_failure(topic)
     job = latest_job(topic)
-    if (job is None or not job.active) and clicked(st, "Repair this plan", type="primary", width="stretch"):
+    idle = job is None or not job.active
+    if clicked(st, "Repair this plan", shown=idle, type="primary", width="stretch"):
         job = start("Repair", topic, lambda job: bench.sliced(loaded, plan, progress=job) and None)
     if job is not None and job.active:
         wait_for(job)
@@ -119,11 +120,13 @@ def _measure(state: Session, wanted: str, windows: TokenWindows) -> None:
     current = job is not None and st.session_state.get("live_wanted") == wanted
     if job is not None and not current:
         job.cancel()
-    if current and job.state in ("failed", "cancelled"):
+    stopped = current and job.state in ("failed", "cancelled")
+    if stopped:
         show_failure(topic)
-        if not clicked(st, "Measure perplexity", width="stretch"):
-            return
+    if clicked(st, "Measure perplexity", shown=stopped, width="stretch"):
         current = False
+    elif stopped:
+        return
     if not current:
         st.session_state.live_wanted = wanted
         job = submit("Perplexity", topic, work, urgent=True)

@@ -7,6 +7,7 @@ page again when it ends.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,8 @@ def open_page(title: str) -> Session:
     st.html(_STYLE)
     state = session()
     if state.page != title:
-        state.page, state.clicks = title, set()
+        state.page = title
+        state.clicks.clear()
     with st.sidebar:
         st.markdown("### :material/content_cut: AMP Explore")
         for path, label, icon in PAGES:
@@ -106,6 +108,7 @@ def _watch(job_id: str) -> None:
     job = runner().get(job_id)
     if job is None or not job.active:
         st.rerun()
+    job.watched[session().id] = time.monotonic()
     if job.state == "queued":
         ahead = runner().running
         text = f"{job.label}: waiting for {ahead.label}" if ahead else f"{job.label}: waiting"
@@ -115,6 +118,12 @@ def _watch(job_id: str) -> None:
     bar, button = st.columns([6, 1], vertical_alignment="center")
     bar.progress(min(job.done / job.total, 1.0) if job.total else 0.0, text=text)
     button.button("Cancel", key=f"cancel-{job_id}", on_click=_cancel, args=(job,), width="stretch")
+
+
+def _others_wait_for(job: Job) -> bool:
+    """Whether another session shows this job, or did a moment ago."""
+    me, now = session().id, time.monotonic()
+    return any(who != me and now - when < 3 for who, when in list(job.watched.items()))
 
 
 def _at_work(job: Job) -> str:
@@ -150,18 +159,20 @@ def _cancel(job: Job) -> None:
     job.cancel()
 
 
-def clicked(container, label: str, *, disabled: bool = False, **options: Any) -> bool:
+def clicked(container, label: str, *, shown: bool = True, disabled: bool = False, **options: Any) -> bool:
     """Draw a button, and say whether it was clicked: once for each click.
 
     A run of the page may end before it comes to the button, because a job has ended or another widget was touched.
-    The click then waits for the next run, which knows the newest values of all widgets; a callback would not.
+    The click then waits for the next run, which knows the newest values of all widgets; a callback would not. Where the
+    button has no place (any more), call this all the same, with `shown` false: nothing may come of a late click.
     """
     clicks = session().clicks
-    container.button(label, disabled=disabled, on_click=clicks.add, args=(label,), **options)
+    if shown:
+        container.button(label, disabled=disabled, on_click=clicks.add, args=(label,), **options)
     if label not in clicks:
         return False
     clicks.remove(label)
-    return not disabled
+    return shown and not disabled
 
 
 def start(label: str, topic: str, work: Callable[[Job], Any], **options: bool) -> Job | None:
@@ -194,23 +205,28 @@ def show_failure(topic: str) -> None:
         st.error(f"{job.label} failed: {job.error}")
 
 
-def scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
+def scores_or_wait(state: Session, scoring: Scoring, *, chosen: bool = True) -> Scores | None:
     """The scores, at once where what they need is kept.
 
-    Otherwise scoring starts, its progress is shown and None returned; what was chosen before and is still being scored
-    is cancelled. (Whoever else waits for that starts it anew.) Random weights have nothing to score: their units are
-    ordered by lot.
+    Otherwise scoring starts, its progress is shown and None returned. What this person chose before and nobody else
+    waits for is cancelled, if this was `chosen` too. Random weights have nothing to score: their units are ordered by
+    lot.
     """
+    found = _scores_or_job(state, scoring)
+    job = found if isinstance(found, Job) else None
     before = state.scoring
-    state.scoring = None
-    try:
-        return _scores_or_wait(state, scoring)
-    finally:
-        if before is not None and before is not state.scoring:
+    if chosen:
+        if before is not None and before is not job and not _others_wait_for(before):
             before.cancel()
+        state.scoring = job
+    if job is None:
+        return found
+    wait_for(job)
+    return None
 
 
-def _scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
+def _scores_or_job(state: Session, scoring: Scoring) -> Scores | Job | None:
+    """The scores, or the job that makes them; None where there are none to be had now, and the page says why."""
     loaded = state.loaded
     if loaded.random:
         return scores_by_lot(loaded.shape)
@@ -228,18 +244,16 @@ def _scores_or_wait(state: Session, scoring: Scoring) -> Scores | None:
     topic = f"score:{state.fingerprint}:{loaded.dtype}:{windows.digest}:{scoring.criterion}:{scoring.heads_by}"
     show_failure(topic)
     failed = (job := latest_job(topic)) is not None and job.state == "failed"
-    if (topic in state.stopped or failed) and not clicked(st, "Score this model", type="primary"):
+    idle = topic in state.stopped or failed
+    if not clicked(st, "Score this model", shown=idle, type="primary") and idle:
         st.info("The heads and neurons of this model are not scored on this text yet.")
         return None
     title = CRITERIA[scoring.criterion].title
-    state.scoring = job = start(
+    return start(
         f"Scoring {loaded.name} by {title}",
         topic,
         lambda job: workbench().scores(loaded, windows, scoring.criterion, scoring.heads, progress=job) and None,
     )
-    if job:
-        wait_for(job)
-    return None
 
 
 def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None] | None = None) -> Scoring:
