@@ -160,7 +160,8 @@ def truth() -> AblationMap | None:
     job = latest_job(topic)
     running = job is not None and job.active
     done = 0 if known is None else known.measured
-    if done < total and clicked(right, "Measure every one", type="primary", disabled=running, width="stretch"):
+    unfinished = done < total
+    if clicked(right, "Measure every one", shown=unfinished, type="primary", disabled=running, width="stretch"):
         job = start("Ablation", topic, lambda job: ablate(bench, loaded, text, block=block, progress=job) and None)
         running = job is not None
     if running:
