@@ -201,9 +201,12 @@ def _harness_model(
             described = SimpleNamespace(device=device_of(model), config=model.config)
             super().__init__(pretrained=described, tokenizer=deepcopy(tokenizer), backend="causal")
             self.left_to_stock: set[str] = set()  # names of tasks
+            self.scorer = None
+            if likelihood.covers(model):
+                self.scorer = likelihood.Scorer(model, max_length=self.max_length, batch_tokens=batch_tokens)
 
         def loglikelihood(self, requests, disable_tqdm=True):
-            if not likelihood.covers(model):
+            if self.scorer is None:
                 return self._by_stock("loglikelihood", requests)
             self.done, self.total = 0, len(requests)
             answers = []
@@ -215,11 +218,8 @@ def _harness_model(
 
         def _loglikelihood_tokens(self, requests, disable_tqdm=True, override_bs=None):
             """One answer (log-likelihood, is greedy) per request (texts, context tokens, answer tokens)."""
-            return likelihood.log_likelihoods(
-                model,
+            return self.scorer.log_likelihoods(
                 [(context, answer) for _, context, answer in requests],
-                max_length=self.max_length,
-                batch_tokens=batch_tokens,
                 progress=lambda done, _, __: progress(self.done + done, self.total, self.task),
             )
 

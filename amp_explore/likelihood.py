@@ -31,51 +31,17 @@ from amp_explore.progress import Progress, no_progress
 # A tree takes in sequences up to this many tokens, then only those that share a quarter of theirs with the one before.
 # Large trees tear few prefixes apart and run in few steps, but attention looks at each pair of their tokens.
 _TREE_TOKENS = {"cpu": 96, "else": 1024}
+# Whether attention runs on all trees in one call, padded to the longest: on a GPU the calls take longer than the work.
+_PADDED = {"cpu": False, "else": True}
 # Logits that are normalised at a time: on a CPU, what stays in its cache.
 _LOGITS = {"cpu": 2**20, "else": 2**26}
 _OPEN = 2**31  # the end of a subtree that is still growing
 
 
 def covers(model: PreTrainedModel) -> bool:
-    """Whether `log_likelihoods` can run the model: its attention must take a back end and a ready mask."""
+    """Whether a `Scorer` can run the model: its attention must take a back end and a ready mask."""
     own_attention = family_of(model.config.model_type).own_attention
     return model.config._attn_implementation in ("sdpa", "eager") and not own_attention
-
-
-def log_likelihoods(
-    model: PreTrainedModel,
-    pairs: Sequence[tuple[list[int], list[int]]],
-    *,
-    max_length: int,
-    batch_tokens: int,
-    progress: Progress = no_progress,
-) -> list[tuple[float, bool]]:
-    """Log-likelihood of each answer given its context, in nats, and whether greedy decoding would give that answer.
-
-    Args:
-        model: a dense or sliced causal model in eval mode that `covers` accepts.
-        pairs: tokens of context and answer, neither of them empty.
-        max_length: the most tokens that the model reads; of a longer sequence the first ones are left out.
-        batch_tokens: the most tokens in one forward pass (a longer sequence goes alone).
-        progress: called between batches with the number of answers scored and their total; it may cancel.
-
-    Raises:
-        AmpExploreError: an answer alone is longer than ``max_length``.
-        ValueError: a context or an answer is empty.
-    """
-    totals = torch.zeros(len(pairs), dtype=torch.float64)
-    greedy = torch.ones(len(pairs), dtype=torch.bool)
-    scorer, done = _Scorer(model), 0
-    trees = _trees(pairs, max_length, batch_tokens, suited(_TREE_TOKENS, device_of(model)))
-    with torch.inference_mode():
-        for batch in _batches(trees, batch_tokens):
-            progress(done, len(pairs), "log-likelihoods")
-            owners, values, hits = scorer(batch)
-            totals.index_add_(0, owners, values.double())
-            greedy[owners[~hits]] = False
-            done += sum(tree.sequences for tree in batch)
-    progress(done, len(pairs), "log-likelihoods")
-    return list(zip(totals.tolist(), greedy.tolist(), strict=True))
 
 
 class _Tree:
@@ -156,36 +122,71 @@ def _batches(trees: list[_Tree], batch_tokens: int) -> Iterator[list[_Tree]]:
         yield batch
 
 
-class _Scorer:
-    """A copy of the model whose attention runs tree by tree, and whose vocabulary projection at chosen places only."""
+class Scorer:
+    """Scores answers, on a copy of the model that runs trees and projects to the vocabulary at chosen places only.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: a dense or sliced causal model in eval mode that `covers` accepts.
+        max_length: the most tokens that the model reads; of a longer sequence the first ones are left out.
+        batch_tokens: the most tokens in one forward pass (a longer sequence goes alone).
+    """
+
+    def __init__(self, model: PreTrainedModel, *, max_length: int, batch_tokens: int) -> None:
+        self._max_length, self._batch_tokens = max_length, batch_tokens
         self._model = share(model)
         self._model.get_output_embeddings().register_forward_pre_hook(self._choose)
         self._places = torch.empty(0, dtype=torch.long)
-        self._sizes: list[int] = []  # of the trees that run; all layers have the very list
+        self._layout = _Layout()
         attention = family_of(model.config.model_type).attention
         for layers in zip(decoder_layers(self._model), decoder_layers(model), strict=True):
             copied, plain = (getattr(layer, attention) for layer in layers)
             if hasattr(plain, "config"):  # pruning may have left no attention
                 copied.plain = (plain,)  # in a tuple, so that it is no part of the copy
-                copied.tree_sizes = self._sizes
+                copied.layout = self._layout
                 copied.config = copy.copy(plain.config)
-                copied.config._attn_implementation = _TREE_BY_TREE
+                copied.config._attn_implementation = _WITHIN_TREES
+
+    def log_likelihoods(
+        self, pairs: Sequence[tuple[list[int], list[int]]], *, progress: Progress = no_progress
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each answer given its context, in nats, and whether greedy decoding would give that answer.
+
+        Args:
+            pairs: tokens of context and answer, neither of them empty.
+            progress: called between batches with the number of answers scored and their total; it may cancel.
+
+        Raises:
+            AmpExploreError: an answer alone is longer than ``max_length``.
+            ValueError: a context or an answer is empty.
+        """
+        totals = torch.zeros(len(pairs), dtype=torch.float64)
+        greedy = torch.ones(len(pairs), dtype=torch.bool)
+        done = 0
+        trees = _trees(pairs, self._max_length, self._batch_tokens, suited(_TREE_TOKENS, device_of(self._model)))
+        with torch.inference_mode():
+            for batch in _batches(trees, self._batch_tokens):
+                progress(done, len(pairs), "log-likelihoods")
+                owners, values, hits = self._run(batch)
+                totals.index_add_(0, owners, values.double())
+                greedy[owners[~hits]] = False
+                done += sum(tree.sequences for tree in batch)
+        progress(done, len(pairs), "log-likelihoods")
+        return list(zip(totals.tolist(), greedy.tolist(), strict=True))
 
     def _choose(self, projection: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         """(1, T, d) -> (places, d)."""
         return (inputs[0][0, self._places.to(inputs[0].device)],)
 
-    def __call__(self, trees: list[_Tree]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _run(self, trees: list[_Tree]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """For each answer token, on the CPU: whose it is, its log-probability, whether it is the likeliest."""
         device = device_of(self._model)
 
         def joined(name: str) -> torch.Tensor:
             return torch.tensor([value for tree in trees for value in getattr(tree, name)])
 
-        self._sizes[:] = [len(tree.ids) for tree in trees]
-        starts = accumulate(self._sizes, initial=0)
+        sizes = [len(tree.ids) for tree in trees]
+        self._layout.set(sizes, device)
+        starts = accumulate(sizes, initial=0)
         places = torch.tensor([start + node for start, tree in zip(starts, trees, strict=False) for node in tree.nodes])
         # answers that begin alike are predicted at the same places
         self._places, index = places.unique(return_inverse=True)
@@ -202,27 +203,39 @@ class _Scorer:
         return joined("owners"), (answered - norms[index]).cpu(), (answered == peaks[index]).cpu()
 
 
-_TREE_BY_TREE = "amp_explore_tree_by_tree"
+class _Layout:
+    """Where trees stand in the sequence of all their tokens. All layers have the very object."""
+
+    def set(self, sizes: list[int], device: torch.device) -> None:
+        """Trees of these many tokens come next. `padded` are the tokens of each (trees, N), the first token standing
+        where a tree has ended; `places` (T,) is where each token stands in `padded`, flattened."""
+        self.sizes = sizes
+        self.padded = pad_sequence(torch.arange(sum(sizes)).split(sizes), batch_first=True).to(device)
+        longest = self.padded.shape[1]
+        self.places = torch.cat([tree * longest + torch.arange(size) for tree, size in enumerate(sizes)]).to(device)
 
 
-def _tree_by_tree(module, query, key, value, attention_mask, **options):
-    """The attention of ``module.plain`` on each tree by itself, trees of ``module.tree_sizes`` tokens.
+_WITHIN_TREES = "amp_explore_within_trees"
+
+
+def _within_trees(module, query, key, value, attention_mask, **options):
+    """The attention of ``module.plain`` on each tree by itself; ``module.layout`` says where the trees are.
 
     (1, heads, T, d) queries, (1, KV heads, T, d) keys and values and (trees, 1, N, N) masks -> (1, T, heads, d).
     """
-    (plain,) = module.plain
+    (plain,), layout = module.plain, module.layout
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(plain.config._attn_implementation, eager_attention(plain))
-    trees = zip(
-        *(states.split(module.tree_sizes, dim=2) for states in (query, key, value)), attention_mask, strict=True
-    )
-    outputs = [
-        attend(plain, *states, mask[None, :, :size, :size], **options)[0]
-        for (*states, mask), size in zip(trees, module.tree_sizes, strict=True)
-    ]
+    states = (query, key, value)
+    if suited(_PADDED, query.device):
+        padded, places = layout.padded.to(query.device), layout.places.to(query.device)
+        outputs = attend(plain, *(each[0][:, padded].transpose(0, 1) for each in states), attention_mask, **options)[0]
+        return outputs.flatten(0, 1)[places][None], None
+    trees = zip(*(each.split(layout.sizes, dim=2) for each in states), attention_mask, layout.sizes, strict=True)
+    outputs = [attend(plain, *tree, mask[None, :, :size, :size], **options)[0] for *tree, mask, size in trees]
     return torch.cat(outputs, dim=1), None
 
 
-AttentionInterface.register(_TREE_BY_TREE, _tree_by_tree)
+AttentionInterface.register(_WITHIN_TREES, _within_trees)
 
 
 def _masks(model: PreTrainedModel, trees: list[_Tree], device: torch.device) -> torch.Tensor | dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amp_explore import allocation, commonsense
 from amp_explore.calibration import calibration_windows
-from amp_explore.likelihood import log_likelihoods
+from amp_explore.likelihood import Scorer
 from amp_explore.models.families import share
 from amp_explore.models.loading import Dtype, LoadedModel
 from amp_explore.plan import PruningPlan
@@ -176,13 +176,13 @@ class Tree:
     """What `amp_explore.commonsense` does."""
 
     def __init__(self, model: PreTrainedModel, max_length: int) -> None:
-        self._tokens = commonsense.default_batch_tokens(model)
-        self._max_length = max_length
-        self.batch = f"{self._tokens} tokens"
-        self._model, self.counts = _counting(model)
+        tokens = commonsense.default_batch_tokens(model)
+        self.batch = f"{tokens} tokens"
+        model, self.counts = _counting(model)
+        self._scorer = Scorer(model, max_length=max_length, batch_tokens=tokens)
 
     def __call__(self, pairs: list[tuple]) -> list[tuple[float, bool]]:
-        return log_likelihoods(self._model, pairs, max_length=self._max_length, batch_tokens=self._tokens)
+        return self._scorer.log_likelihoods(pairs)
 
 
 def _counting(model: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, int]]:
