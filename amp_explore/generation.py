@@ -173,7 +173,7 @@ class FixedDecoder:
 
 
 class _FixedLayer(nn.Module):
-    """A decoder layer with its own keys and values, each (B, KV heads, length, head_dim)."""
+    """A decoder layer with its own keys and values, together (2, B, KV heads, length, head_dim)."""
 
     def __init__(
         self,
@@ -188,13 +188,13 @@ class _FixedLayer(nn.Module):
         super().__init__()
         self.layer, self.family = share(layer), family
         self.position, self.mask, self.step = position, mask, step
-        self.slots: _Slots | None = None
+        self.slots: torch.Tensor | None = None
         attention = getattr(self.layer, family.attention)
         if not isinstance(attention, NoAttention):
-            shape = (batch, cached_heads(attention, family), length, getattr(attention, family.head_dim))
-            self.slots = _Slots(mask.new_zeros(shape), mask.new_zeros(shape))
-            for tensor, dimension in ((self.slots.keys, 2), (self.slots.values, 2), (mask, 3)):
-                torch._dynamo.mark_dynamic(tensor, dimension)  # one compilation for every length
+            heads, head_dim = cached_heads(attention, family), getattr(attention, family.head_dim)
+            self.slots = mask.new_zeros(2, batch, heads, length, head_dim)
+            for tensor in (self.slots, mask):
+                torch._dynamo.mark_dynamic(tensor, 3)  # one compilation for every length
             attention.layer_idx = 0  # where all layers have the same, torch.compile needs to compile one of them only
 
     def forward(self, hidden_states: torch.Tensor, *arguments: object, **options: object) -> object:
@@ -216,20 +216,14 @@ def _step(layer, hidden_states, mask, slots, position, cache, options):
 
 
 @dataclass
-class _Slots:
-    keys: torch.Tensor
-    values: torch.Tensor
-
-
-@dataclass
 class _Prompt:
     """What a layer asks of its cache while it reads the prompt."""
 
-    slots: _Slots
+    slots: torch.Tensor
 
     def update(self, keys, values, *_, **__):
-        self.slots.keys[:, :, : keys.shape[2]].copy_(keys)
-        self.slots.values[:, :, : values.shape[2]].copy_(values)
+        for slots, states in zip(self.slots, (keys, values), strict=True):
+            slots[:, :, : states.shape[2]].copy_(states)
         return keys, values
 
 
@@ -237,13 +231,14 @@ class _Prompt:
 class _Now:
     """What a layer asks of its cache at one step."""
 
-    slots: _Slots
+    slots: torch.Tensor
     position: torch.Tensor
 
     def update(self, keys, values, *_, **__):
-        self.slots.keys.index_copy_(2, self.position, keys)
-        self.slots.values.index_copy_(2, self.position, values)
-        return self.slots.keys, self.slots.values
+        # Together, lest the compiler lets the projection itself write the values: to time a kernel that writes into
+        # the cache, it copies the whole cache each time, and then tunes badly.
+        self.slots.index_copy_(3, self.position, torch.stack((keys, values)))
+        return self.slots[0], self.slots[1]
 
 
 @lru_cache
@@ -251,9 +246,10 @@ def _compiled_step(device: str, *, exactly: bool) -> Callable:
     """The step of a layer, compiled for each shape of layer `exactly`, or else for whatever varies among them.
 
     On a GPU the compiler writes the matrix-vector products of batch 1 too and tunes them: they then reach a larger
-    share of the memory's speed than the library's.
+    share of the memory's speed than the library's. What is made of two tensors or more, as the neurons' values are,
+    it shall write out: within a product it would compute it anew for each of the outputs.
     """
-    options = {"coordinate_descent_tuning": True} if device == "cuda" else {}
+    options = {"coordinate_descent_tuning": True, "realize_acc_reads_threshold": 1} if device == "cuda" else {}
     return torch.compile(_step, dynamic=False if exactly else None, options=options)
 
 
