@@ -351,7 +351,8 @@ def _measure(options: argparse.Namespace, progress: ProgressBar) -> None:
         "pruned": None,
     }
     for side, which in sides.items():
-        report[side] = costs_of_model(bench.sliced(loaded, which)).as_dict()
+        progress.side = side
+        report[side] = costs_of_model(bench.sliced(loaded, which, progress=progress)).as_dict()
     if options.perplexity:
         usual = None if options.text else EVALUATION_WINDOWS
         count = usual if options.windows is None else options.windows

@@ -529,6 +529,7 @@ def test_a_repair_may_be_chosen_before_there_is_anything_to_repair(visit):
     app = visit()
     choose(app, "Repair", "bias")
     assert not any("repaired" in markdown.value for markdown in app.sidebar.markdown)
+    app = visit(plan="".join(app.query_params["plan"]))  # the page is loaded anew
     press(app, "AMP 20 %")
     assert any("repaired: bias" in markdown.value for markdown in app.sidebar.markdown)
     assert next(box for box in app.selectbox if box.label == "Repair").value == "bias"

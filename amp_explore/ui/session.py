@@ -136,7 +136,7 @@ class Session:
         wanted = {}
         if self.source != DEFAULT_MODEL:
             wanted["model"] = self.source
-        if not self.plan.is_empty:
+        if self.plan.repair or not self.plan.is_empty:
             token, own_text = self.plan.to_token(), self.plan.repair and self.plan.repair.text
             fits = len(token) <= _LONGEST_TOKEN and not own_text
             wanted["plan"] = token if fits else "~" + workbench().store.put_plan(self.plan)
