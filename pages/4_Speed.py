@@ -66,7 +66,7 @@ def measuring(state: Session) -> None:
 
 
 def latest(state: Session) -> list[dict]:
-    """The newest measurement of each case, of those that this very device and precision gave."""
+    """The newest measurement of each case, of those that this very device and precision gave; newest first."""
     loaded, cases = state.loaded, {}
     here = (devices(loaded.model), device_name(loaded.device), loaded.dtype)
     for result in workbench().store.measurements("speed", state.fingerprint, state.plan.digest):
@@ -123,7 +123,7 @@ def results(state: Session, kept: list[dict]) -> None:
     rows = rows_of(state, kept)
     for phase in ("decode", "prefill"):
         of_phase = rows[rows.phase == phase]
-        st.markdown(f"**{phase.capitalize()}**: {_in_words(of_phase)}")
+        st.markdown(f"**{phase.capitalize()}**: {_in_words(of_phase, *_case(kept[0]))}")
         st.plotly_chart(
             speed_curves(of_phase), key=f"{phase}_curves", config=image_options(f"{phase} tokens per second", "PNG")
         )
@@ -154,20 +154,22 @@ def _how(result: dict) -> str:
     """How a measurement was taken, in words."""
     machine, setup = Machine(**result["machine"]), result["dense"]["setup"]
     threads = f"{setup['threads']} CPU thread{'s' if setup['threads'] > 1 else ''}"
+    tuned = setup["mode"] == "compiled" and setup["device"].startswith("cuda")
+    another = ", compiled by chance a little better or worse in each process" if tuned else ""
     return (
         f"Medians with quartiles of {result['dense']['decode_tokens_per_s']['repeats']} rounds, in which dense and "
         f"pruned took turns; speed-ups round by round (least to most) · {setup['device_name']}, {setup['dtype']}, "
-        f"{threads}, {setup['new_tokens']} new tokens, torch {setup['torch']}  \n"
+        f"{threads}, {setup['new_tokens']} new tokens, torch {setup['torch']}{another}  \n"
         f"Roofline: the most that {machine.bytes_per_s / 1e9:,.1f} GB/s (measured: a large copy) and "
         f"{compact(machine.flops_per_s)}FLOP/s (measured: a large matrix product) allow for the bytes and "
         "operations of a step."
     )
 
 
-def _in_words(rows: pd.DataFrame) -> str:
-    """What the first case of a phase comes to, and what limits it."""
-    case = rows[(rows.batch == rows.batch.min()) & (rows["mode"] == rows["mode"].iloc[0])]
-    case = case[case.tokens == case.tokens.min()].set_index("side")
+def _in_words(rows: pd.DataFrame, batch: int, tokens: int) -> str:
+    """What one case of a phase comes to, and what limits it."""
+    case = rows[(rows.batch == batch) & (rows.tokens == tokens)]
+    case = case[case["mode"] == case["mode"].iloc[0]].set_index("side")
     dense = case.loc["dense"]
     where = f"at batch {dense.batch} {'after' if dense.phase == 'decode' else 'on prompts of'} {dense.tokens} tokens"
     text = f"{where} the dense model reaches {dense['tokens/s']:,.1f} tokens/s, {dense.share:.0%} of its roofline"

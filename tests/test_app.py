@@ -337,6 +337,8 @@ def test_speed_shows_what_this_device_gave_and_says_how_each_case_was_taken(visi
     first, second = (caption.value for caption in app.caption if "Medians" in caption.value)
     assert first.startswith("**Batch 1 after 16 tokens:**") and "2 new tokens" in first
     assert second.startswith("**Batch 1 after 32 tokens:**") and "64 new tokens" in second
+    (words,) = (markdown.value for markdown in app.markdown if markdown.value.startswith("**Decode**"))
+    assert "after 32 tokens the dense model reaches 13.0 tokens/s" in words  # the newest case
 
 
 def test_the_command_on_evaluate_measures_what_is_chosen_there(visit, tiny_model):
