@@ -521,8 +521,10 @@ def test_speed_is_measured_and_kept(page, visit, loaded, small_cache):
         sorted(result[side]["decode_tokens_per_s"]["median"] for result in kept for side in ("dense", "pruned"))
     )
     decode, prefill = words
-    assert decode.startswith(f"Decode: at batch 1 after 16 tokens the dense model reaches {decoded['dense', 16]:,.1f} ")
-    assert prefill.startswith("Prefill: at batch 1 on prompts of 16 tokens the dense model reaches ")
+    assert decode.startswith(
+        f"Decode: at batch 1 after 128 tokens the dense model reaches {decoded['dense', 128]:,.1f} "
+    )
+    assert prefill.startswith("Prefill: at batch 1 on prompts of 128 tokens the dense model reaches ")
 
     page.reload()
     sidebar(page, "heads removed")

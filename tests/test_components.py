@@ -443,6 +443,17 @@ def test_keys_move_a_cut(open_app):
     assert all_calls(page, "neurons") == [["cut neurons", {"1": count}] for count in counts]
 
 
+def test_a_burst_of_keys_does_not_break_the_connection(open_app):
+    """Streamlit's cache of messages, on by default, would: the browser no longer has what the server refers to."""
+    page = open_app()
+    canvas(page, "neurons").focus()
+    for _ in range(60):
+        page.keyboard.press("PageUp")
+        page.keyboard.press("PageDown")
+    assert all_calls(page, "neurons") == [["cut neurons", {"0": count}] for count in (154, 0) * 60]
+    assert page.get_by_role("dialog").count() == 0
+
+
 def test_a_gesture_lost_on_the_way_is_sent_again(open_app):
     page = open_app()
     view(page, "neurons").evaluate("view => { const send = view.send; view.send = () => { view.send = send; }; }")
