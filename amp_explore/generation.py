@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
+import torch._inductor.config as inductor
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -235,8 +236,7 @@ class _Now:
     position: torch.Tensor
 
     def update(self, keys, values, *_, **__):
-        # Together, lest the compiler lets the projection itself write the values: to time a kernel that writes into
-        # the cache, it copies the whole cache each time, and then tunes badly.
+        # Together, lest the compiler lets the projection itself write the values: it would tune that kernel badly.
         self.slots.index_copy_(3, self.position, torch.stack((keys, values)))
         return self.slots[0], self.slots[1]
 
@@ -245,12 +245,15 @@ class _Now:
 def _compiled_step(device: str, *, exactly: bool) -> Callable:
     """The step of a layer, compiled for each shape of layer `exactly`, or else for whatever varies among them.
 
-    On a GPU the compiler writes the matrix-vector products of batch 1 too and tunes them: they then reach a larger
-    share of the memory's speed than the library's. What is made of two tensors or more, as the neurons' values are,
-    it shall write out: within a product it would compute it anew for each of the outputs.
+    On a GPU the compiler writes the matrix-vector products of batch 1 itself and tunes them: they then reach a larger
+    share of the memory's speed than the library's. Three of its habits have to go. What is made of several tensors,
+    as the neurons' values are, it would compute anew for each output of the product that reads it. Of a kernel that
+    overwrites what it reads, it would time the copying too. And between two runs of a kernel it would write 50 MB,
+    so quickly done that it timed the launch of the next one; Triton's own way of timing writes 256 MB.
     """
-    options = {"coordinate_descent_tuning": True, "realize_acc_reads_threshold": 1} if device == "cuda" else {}
-    return torch.compile(_step, dynamic=False if exactly else None, options=options)
+    inductor.use_experimental_benchmarker = False  # no option: it is read once, at a process's first compilation
+    options = {"coordinate_descent_tuning": True, "realize_acc_reads_threshold": 1, "inplace_buffers": False}
+    return torch.compile(_step, dynamic=False if exactly else None, options=options if device == "cuda" else {})
 
 
 @dataclass

@@ -29,7 +29,7 @@ from amp_explore.progress import Progress, no_progress
 from amp_explore.roofline import synchronize
 
 FIGURES = ("prefill_tokens_per_s", "decode_tokens_per_s", "eager_decode_tokens_per_s")
-"""What is measured; the last one only where decoding does not run eagerly anyway."""
+"""What is measured; the last one only where asked, and where decoding does not run eagerly anyway."""
 
 
 def measure(
@@ -41,6 +41,7 @@ def measure(
     repeats: int = 5,
     warmup: int = 1,
     mode: Mode | None = None,
+    eager: bool = True,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> dict[str, dict]:
@@ -54,6 +55,7 @@ def measure(
         repeats: timed rounds.
         warmup: rounds before them that are not counted.
         mode: how to decode; None takes the one that suits the device.
+        eager: whether eager decoding is timed beside any other mode.
         seed: of the token ids.
         progress: called before each model's turn, with the number of turns done and their total.
 
@@ -83,7 +85,7 @@ def measure(
         turn = "warm-up" if number < 0 else f"round {number + 1} of {repeats}"
         progress(done, len(turns), f"{name}, {turn}")
         try:
-            taken, modes[name] = _turn(models[name], ids, new_tokens, mode)
+            taken, modes[name] = _turn(models[name], ids, new_tokens, mode, eager)
         except torch.OutOfMemoryError:
             raise TooLarge(
                 f"batch {batch} with {prompt + new_tokens} tokens does not fit into the memory of {device}; take less"
@@ -125,7 +127,9 @@ def speedup(dense: Mapping[str, dict], pruned: Mapping[str, dict]) -> dict[str, 
 
 
 @torch.inference_mode()
-def _turn(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, mode: Mode) -> tuple[dict[str, float], Mode]:
+def _turn(
+    model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, mode: Mode, eager: bool
+) -> tuple[dict[str, float], Mode]:
     """Seconds for each figure, and the mode that the decoding really ran in.
 
     One decoder at a time is in memory: KV caches may be larger than the model.
@@ -141,7 +145,7 @@ def _turn(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, mode: Mode
     taken[prefill] = _seconds(device, lambda: running.prefill(ids))
     taken[decode] = _seconds(device, running.step, new_tokens)
     ran = running.mode
-    if ran != "eager":
+    if eager and ran != "eager":
         running = EagerDecoder(model)
         running.prefill(ids)
         taken[eager_decode] = _seconds(device, running.step, new_tokens)

@@ -8,6 +8,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
 
 from amp_explore.allocation import allocate, rank
 from amp_explore.errors import AmpExploreError, TooLarge
@@ -16,6 +19,60 @@ from amp_explore.plan import PruningPlan
 from amp_explore.roofline import Machine, decode_work, measure_machine, prefill_work
 from amp_explore.slicing import slice_model
 from amp_explore.speed import FIGURES, measure, speedup
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A dense model, plans by name ("dense" is empty), the models sliced by them, and the machine they run on."""
+
+    loaded: LoadedModel
+    machine: Machine
+    multiple: int
+    plans: dict[str, PruningPlan]
+    models: dict[str, PreTrainedModel]
+
+
+def prepare(loaded: LoadedModel, *, ratios: tuple[float, ...] = (0.2, 0.3), multiple: int = 1) -> Setting:
+    """AMP's uniform plans at the ratios. Which units go does not matter to speed: they are drawn by lot."""
+    ranking = rank(loaded.shape, None, "random")
+    plans = {"dense": PruningPlan.empty(loaded.shape)}
+    for ratio in ratios:
+        plans[f"amp{ratio:.0%}".rstrip("%")] = allocate(ranking, ratio, multiple=multiple)
+    models = {name: slice_model(loaded, plan) for name, plan in plans.items()}
+    return Setting(loaded, measure_machine(loaded.device, loaded.model.dtype), multiple, plans, models)
+
+
+def measure_case(setting: Setting, *, batch: int, prompt: int, **options: object) -> dict[str, object]:
+    """All models of the setting, in turn, with what the roofline allows; or why they cannot run so."""
+    case: dict[str, object] = {"batch": batch, "prompt": prompt, "multiple_of": setting.multiple}
+    try:
+        results = measure(setting.models, batch=batch, prompt=prompt, **options)
+    except TooLarge as error:
+        return case | {"too_large": str(error)}
+    except AmpExploreError as error:
+        return case | {"refused": str(error)}
+    case["setup"] = results["dense"]["setup"]
+    new_tokens = results["dense"]["setup"]["new_tokens"]
+    for name, result in results.items():
+        plan = setting.plans[name]
+        prefill = prefill_work(plan, batch=batch, tokens=prompt)
+        decode = decode_work(plan, batch=batch, context=prompt + new_tokens // 2)
+        most = {
+            FIGURES[0]: batch * prompt / prefill.seconds(setting.machine),
+            FIGURES[1]: batch / decode.seconds(setting.machine),
+            FIGURES[2]: batch / decode.seconds(setting.machine),
+        }
+        figures = {
+            figure: summary | {"roofline": most[figure], "roofline_share": summary["median"] / most[figure]}
+            for figure, summary in result.items()
+            if figure in most
+        }
+        case[name] = figures | {
+            "speedup": speedup(results["dense"], result),
+            "heads_per_layer": sorted({int(len(mask) - mask.sum()) for mask in plan.heads}),
+            "neurons_per_layer": sorted({int(len(mask) - mask.sum()) for mask in plan.neurons}),
+        }
+    return case
 
 
 def run(
@@ -28,53 +85,13 @@ def run(
     prompts: tuple[int, ...] = (128,),
     **options: object,
 ) -> dict[str, object]:
-    """Measure the dense model and AMP's uniform plans at the ratios, in turn, for every batch and length of prompt.
-
-    Which units go does not matter to speed: they are drawn by lot. Returns one entry for each case, and the machine.
-    """
-    loaded = load(model, device=device, dtype="bfloat16")
-    machine = measure_machine(loaded.device, loaded.model.dtype)
-    plans = {"dense": PruningPlan.empty(loaded.shape)}
-    ranking = rank(loaded.shape, None, "random")
-    for ratio in ratios:
-        plans[f"amp{ratio:.0%}".rstrip("%")] = allocate(ranking, ratio, multiple=multiple)
-    models = {name: slice_model(loaded, plan) for name, plan in plans.items()}
-    cases = []
-    for batch, prompt in itertools.product(batches, prompts):
-        case = {"batch": batch, "prompt": prompt, "multiple_of": multiple}
-        try:
-            case |= _case(loaded, plans, models, machine, batch=batch, prompt=prompt, **options)
-        except TooLarge as error:
-            case["too_large"] = str(error)
-        except AmpExploreError as error:
-            case["refused"] = str(error)
-        cases.append(case)
-    return {"model": loaded.describe(), "machine": machine.as_dict(), "cases": cases}
-
-
-def _case(
-    loaded: LoadedModel, plans: dict, models: dict, machine: Machine, *, batch: int, prompt: int, **options
-) -> dict[str, object]:
-    results = measure(models, batch=batch, prompt=prompt, **options)
-    new_tokens = results["dense"]["setup"]["new_tokens"]
-    case = {"setup": results["dense"]["setup"]}
-    for name, result in results.items():
-        prefill = prefill_work(plans[name], batch=batch, tokens=prompt)
-        decode = decode_work(plans[name], batch=batch, context=prompt + new_tokens // 2)
-        most = {
-            FIGURES[0]: batch * prompt / prefill.seconds(machine),
-            FIGURES[1]: batch / decode.seconds(machine),
-            FIGURES[2]: batch / decode.seconds(machine),
-        }
-        case[name] = {
-            figure: summary | {"roofline": most[figure], "roofline_share": summary["median"] / most[figure]}
-            for figure, summary in result.items()
-            if figure in most
-        }
-        case[name]["speedup"] = speedup(results["dense"], result)
-        case[name]["heads_per_layer"] = sorted({int(len(mask) - mask.sum()) for mask in plans[name].heads})
-        case[name]["neurons_per_layer"] = sorted({int(len(mask) - mask.sum()) for mask in plans[name].neurons})
-    return case
+    """Every batch with every length of prompt: the model, the machine, and one entry for each case."""
+    setting = prepare(load(model, device=device, dtype="bfloat16"), ratios=ratios, multiple=multiple)
+    cases = [
+        measure_case(setting, batch=batch, prompt=prompt, **options)
+        for batch, prompt in itertools.product(batches, prompts)
+    ]
+    return {"model": setting.loaded.describe(), "machine": setting.machine.as_dict(), "cases": cases}
 
 
 def main() -> None:

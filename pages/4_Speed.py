@@ -154,12 +154,10 @@ def _how(result: dict) -> str:
     """How a measurement was taken, in words."""
     machine, setup = Machine(**result["machine"]), result["dense"]["setup"]
     threads = f"{setup['threads']} CPU thread{'s' if setup['threads'] > 1 else ''}"
-    tuned = setup["mode"] == "compiled" and setup["device"].startswith("cuda")
-    another = ", compiled by chance a little better or worse in each process" if tuned else ""
     return (
         f"Medians with quartiles of {result['dense']['decode_tokens_per_s']['repeats']} rounds, in which dense and "
         f"pruned took turns; speed-ups round by round (least to most) · {setup['device_name']}, {setup['dtype']}, "
-        f"{threads}, {setup['new_tokens']} new tokens, torch {setup['torch']}{another}  \n"
+        f"{threads}, {setup['new_tokens']} new tokens, torch {setup['torch']}  \n"
         f"Roofline: the most that {machine.bytes_per_s / 1e9:,.1f} GB/s (measured: a large copy) and "
         f"{compact(machine.flops_per_s)}FLOP/s (measured: a large matrix product) allow for the bytes and "
         "operations of a step."

@@ -53,6 +53,10 @@ def test_both_decoders_write_what_the_full_forward_does(family, length):
         assert torch.equal(written(fixed, other), expected(model, other))  # nothing is left of the prompt before
 
 
+def test_the_compiler_knows_the_options_for_a_gpu():
+    assert callable(generation._compiled_step("cuda", exactly=True))  # it refuses unknown ones
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_decoder_writes_the_same():
     model, ids = models("qwen2")[1], tokens(1, 10)

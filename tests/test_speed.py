@@ -7,6 +7,7 @@ import torch
 from tiny import random_plan, tiny
 from torch import nn
 
+from amp_explore import generation
 from amp_explore.errors import AmpExploreError
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Cancelled
@@ -118,6 +119,13 @@ def test_rates_count_every_sequence_of_the_batch(monkeypatch):
     result = measure({"dense": tiny("llama").model}, batch=4, **FEW)["dense"]
     assert result["prefill_tokens_per_s"]["rounds"] == [24.0] * 3
     assert result["decode_tokens_per_s"]["rounds"] == [12.0] * 3
+
+
+def test_eager_decoding_stands_beside_another_mode_unless_unasked(monkeypatch):
+    monkeypatch.setattr(generation, "_compiled_step", lambda device, exactly: generation._step)  # compiling takes long
+    models = {"dense": tiny("llama").model}
+    assert set(measure(models, **FEW, mode="compiled")["dense"]) == {*FIGURES, "setup"}
+    assert set(measure(models, **FEW, mode="compiled", eager=False)["dense"]) == {*EAGER, "setup"}
 
 
 def test_speedup_compares_rounds_and_not_medians():
