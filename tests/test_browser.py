@@ -109,6 +109,18 @@ def settle(page) -> None:
     page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
 
 
+def click_layer(page, name: str, layer: int) -> None:
+    """Click a cell of a layer in a heatmap."""
+    chart = page.locator(f".st-key-{name}")
+    plot = chart.locator(".nsewdrag").first
+    plot.hover()  # waits until it no longer moves: tables above it grow late
+    box = plot.bounding_box()
+    there = {"x": box["width"] / 4, "y": box["height"] * (layer + 0.5) / LAYERS}
+    plot.hover(position=there)  # Plotly takes a click only where it has seen the pointer
+    expect(chart.locator(".hovertext")).to_contain_text(f"layer {layer}")
+    plot.click(position=there)
+
+
 def counts(page) -> tuple[int, int]:
     """Heads and neurons removed, as the sidebar says once the page is at rest."""
     settle(page)
@@ -400,13 +412,7 @@ def test_a_click_on_a_heatmap_opens_the_layer(page, visit):
     visit("Importance")
     for name, layer in (("heads_map", 2), ("neurons_map", 1)):
         settle(page)
-        plot = page.locator(f".st-key-{name} .nsewdrag").first
-        plot.scroll_into_view_if_needed()
-        box = plot.bounding_box()
-        page.mouse.move(box["x"] + box["width"] * 1.5 / HEADS, box["y"] + box["height"] * (layer + 0.5) / LAYERS)
-        page.wait_for_timeout(500)  # Plotly takes a click only where it has seen the pointer
-        page.mouse.down()
-        page.mouse.up()
+        click_layer(page, name, layer)
         expect(page.get_by_role("heading", name=f"Neurons of layer {layer}")).to_be_visible()
 
 
@@ -421,14 +427,8 @@ def test_a_head_measured_on_criteria_is_opened_by_a_click(page, visit, shape):
         button.click()
     expect(measured).to_be_visible(timeout=60_000)
     settle(page)
-    plot = page.locator(".st-key-disagreement .nsewdrag").first
-    plot.scroll_into_view_if_needed()
-    box, layer = plot.bounding_box(), LAYERS - 1
-    page.mouse.move(box["x"] + box["width"] * 1.5 / HEADS, box["y"] + box["height"] * (layer + 0.5) / LAYERS)
-    page.wait_for_timeout(500)
-    page.mouse.down()
-    page.mouse.up()
-    expect(page.get_by_role("heading", name=f"Neurons of layer {layer}")).to_be_visible(timeout=60_000)
+    click_layer(page, "disagreement", LAYERS - 1)
+    expect(page.get_by_role("heading", name=f"Neurons of layer {LAYERS - 1}")).to_be_visible(timeout=60_000)
 
 
 def test_the_downloaded_scores_are_the_engines(page, visit, tiny_model, small_cache, tmp_path, monkeypatch):
