@@ -27,12 +27,15 @@ from amp_explore.models.loading import LoadedModel
 from amp_explore.models.sharding import refuse_spread
 from amp_explore.plan import PruningPlan, Repair, Unit
 from amp_explore.progress import Progress, no_progress
-from amp_explore.search import MORE, quick
+from amp_explore.search import quick
 from amp_explore.slicing import slice_layer
 from amp_explore.workbench import Workbench
 
 VERSION = 1
 """Part of the key of kept influences; goes up whenever their numbers change."""
+
+LOSS_WINDOWS = 4
+"""How much of the text the loss without a block is measured on."""
 
 Block = tuple[Unit, int]
 """All units of that kind of that layer."""
@@ -117,7 +120,7 @@ def plan_by_loss(
     """`base` without as many blocks as hold `target` parameters, chosen one after the other by the loss that is
     measured without each, repaired as a search repairs. `progress` counts measurements, and may cancel before each
     layer of each."""
-    text = replace(windows, ids=windows.ids[:MORE])
+    text = replace(windows, ids=windows.ids[:LOSS_WINDOWS])
     plan, left, done = base, _open(ranking, locked), 0
     while True:
         gone, losses = removed_parameters(plan), dict[Block, float]()

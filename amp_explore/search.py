@@ -29,7 +29,7 @@ from amp_explore.workbench import Workbench
 VARIANTS = 4
 """Tried in each generation."""
 
-FEW, MORE = 1, 4
+FEW, MORE = 1, 16
 """Windows that variants are tried on, and that the best one has to win on."""
 
 _TRIES = 1000  # draws for one variant: most are not possible where little is left

@@ -345,7 +345,7 @@ def test_measured_blocks_are_those_that_the_loss_misses_least(bench):
     }
     most = max(map(removed_parameters, without.values()))  # room for any one of them, not for two
     plan = make_plan(bench, loaded, WINDOWS, Recipe(most / shape.parameters, allocation="blocks-measured"))
-    text = dataclasses.replace(WINDOWS, ids=WINDOWS.ids[: search.MORE])
+    text = dataclasses.replace(WINDOWS, ids=WINDOWS.ids[: blocks.LOSS_WINDOWS])
     unit, number = min(without, key=lambda block: loss_of(bench, loaded, without[block], text))
     gone = [(unit, number) for unit in ("heads", "neurons") for number in range(4) if getattr(plan, unit)[number].all()]
     assert gone == [(unit, number)]
