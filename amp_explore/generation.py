@@ -24,7 +24,16 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from amp_explore.models.experts import MixtureOfExperts
-from amp_explore.models.families import Family, cached_heads, decoder_layers, family_of, share, sliding_window
+from amp_explore.models.families import (
+    Family,
+    arguments_of,
+    cache_argument,
+    cached_heads,
+    decoder_layers,
+    family_of,
+    share,
+    sliding_window,
+)
 from amp_explore.models.sharding import device_of
 from amp_explore.progress import Progress, no_progress
 from amp_explore.slicing import NoAttention
@@ -83,6 +92,15 @@ def _only_eager(module: nn.Module) -> bool:
     return hasattr(module, "_hf_hook") or isinstance(module, MixtureOfExperts)
 
 
+def cached_logits(model: PreTrainedModel, ids: torch.Tensor, *, first: int = 1) -> tuple[torch.Tensor, DynamicCache]:
+    """The logits (B, T, V) for `ids` (B, T), the first so many tokens read at once and the others one by one, and the
+    KV cache behind them."""
+    cache = DynamicCache(config=model.config)
+    named = {cache_argument(type(model)): cache}
+    steps = [ids[:, :first], *ids[:, first:].split(1, 1)]
+    return torch.cat([model(step, use_cache=True, **named).logits for step in steps if step.numel()], 1), cache
+
+
 class EagerDecoder:
     """Operation by operation, on a cache that grows."""
 
@@ -92,14 +110,15 @@ class EagerDecoder:
         self._model = model
 
     def prefill(self, ids: torch.Tensor) -> torch.Tensor:
-        return self._advance(ids, None)
+        self._cache = DynamicCache(config=self._model.config)
+        return self._advance(ids)
 
     def step(self) -> torch.Tensor:
-        return self._advance(self._token, self._cache)
+        return self._advance(self._token)
 
-    def _advance(self, ids: torch.Tensor, cache: DynamicCache | None) -> torch.Tensor:
-        output = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        self._token, self._cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+    def _advance(self, ids: torch.Tensor) -> torch.Tensor:
+        cache = {cache_argument(type(self._model)): self._cache}
+        self._token = self._model(ids, use_cache=True, logits_to_keep=1, **cache).logits[:, -1:].argmax(-1)
         return self._token
 
 
@@ -187,7 +206,7 @@ class _FixedLayer(nn.Module):
         step: Callable,
     ) -> None:
         super().__init__()
-        self.layer, self.family = share(layer), family
+        self.layer, self.arguments, self.cache = share(layer), arguments_of(type(layer)), cache_argument(type(layer))
         self.position, self.mask, self.step = position, mask, step
         self.slots: torch.Tensor | None = None
         attention = getattr(self.layer, family.attention)
@@ -199,12 +218,12 @@ class _FixedLayer(nn.Module):
             attention.layer_idx = 0  # where all layers have the same, torch.compile needs to compile one of them only
 
     def forward(self, hidden_states: torch.Tensor, *arguments: object, **options: object) -> object:
-        options |= dict(zip(self.family.positional, arguments, strict=True))
+        options |= dict(zip(self.arguments[1:], arguments, strict=False))
         if hidden_states.shape[1] > 1:
-            options[self.family.cache] = None if self.slots is None else _Prompt(self.slots)
+            options[self.cache] = None if self.slots is None else _Prompt(self.slots)
             return self.layer(hidden_states, **options)
         options = {name: options[name] for name in _OF_STEP if name in options}
-        return self.step(self.layer, hidden_states, self.mask, self.slots, self.position, self.family.cache, options)
+        return self.step(self.layer, hidden_states, self.mask, self.slots, self.position, self.cache, options)
 
 
 _OF_STEP = ("position_embeddings", "alibi")

@@ -16,7 +16,7 @@ from types import MethodType
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.pytorch_utils import Conv1D
@@ -212,7 +212,7 @@ class NoAttention(nn.Module):
     """What is left of an attention block without heads: the output projection's bias, if there was one.
 
     transformers asks a layer of the KV cache how many tokens the cache holds, and may ask this one, so the layer still
-    stores one number per token.
+    stores one number per token. It takes what the attention took, under whatever names.
     """
 
     def __init__(self, parts: LayerParts) -> None:
@@ -221,14 +221,12 @@ class NoAttention(nn.Module):
         bias = bias_of(parts.o)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
-    def forward(
-        self, hidden_states: torch.Tensor, *, past_key_values=None, layer_past=None, **_
-    ) -> tuple[torch.Tensor, None]:
+    def forward(self, hidden_states: torch.Tensor, *arguments: object, **options: object) -> tuple[torch.Tensor, None]:
         """(B, T, d) -> (B, T, d), the same for every token."""
-        cache = layer_past if past_key_values is None else past_key_values  # each family has its own name for it
-        if cache is not None:
-            marker = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)  # (B, 1, T, 1)
-            cache.update(marker, marker[..., :0], self.layer_idx)
+        for cache in (*arguments, *options.values()):
+            if isinstance(cache, Cache):
+                marker = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)  # (B, 1, T, 1)
+                cache.update(marker, marker[..., :0], self.layer_idx)
         output = torch.zeros_like(hidden_states)
         return (output if self.bias is None else output + self.bias), None
 

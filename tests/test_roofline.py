@@ -6,6 +6,8 @@ from tiny import FAMILIES, random_plan, tiny, tokens
 from torch.utils.flop_counter import FlopCounterMode
 
 from amp_explore.costs import costs_of_model
+from amp_explore.generation import cached_logits
+from amp_explore.models.families import cache_argument
 from amp_explore.plan import PruningPlan
 from amp_explore.roofline import Machine, Work, decode_work, measure_machine, prefill_work
 from amp_explore.slicing import slice_model
@@ -42,8 +44,8 @@ def test_the_arithmetic_of_a_decode_step_is_what_torch_counts(family, plan_of):
             module.config._attn_implementation = "eager"
     batch, context = 3, 11
     with torch.inference_mode():
-        past = model(tokens(batch, context), use_cache=True).past_key_values
-    flops = counted(lambda: model(tokens(batch, 1), past_key_values=past))
+        _, past = cached_logits(model, tokens(batch, context))
+    flops = counted(lambda: model(tokens(batch, 1), **{cache_argument(type(model)): past}))
     assert decode_work(plan, batch=batch, context=context).flops == pytest.approx(flops, rel=0.02)
 
 

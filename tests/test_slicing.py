@@ -8,6 +8,7 @@ import torch
 from tiny import FAMILIES, as_published, random_plan, tiny, tokens
 
 from amp_explore.costs import costs_of_model, costs_of_plan
+from amp_explore.generation import cached_logits
 from amp_explore.models.loading import from_model
 from amp_explore.plan import PruningPlan
 from amp_explore.slicing import mask, slice_model
@@ -77,12 +78,8 @@ def test_steps_on_the_cache_equal_the_full_forward(family, seed):
     model = slice_model(tiny(family), random_plan(tiny(family), seed))
     ids = tokens(2, 24, seed)
     full = model(ids).logits
-    out = model(ids[:, :10], use_cache=True)
-    steps = [out.logits]
-    for position in range(10, 24):
-        out = model(ids[:, position : position + 1], past_key_values=out.past_key_values, use_cache=True)
-        steps.append(out.logits)
-    assert relative_error(torch.cat(steps, 1), full) < 1e-4
+    steps, _ = cached_logits(model, ids, first=10)
+    assert relative_error(steps, full) < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,7 +118,7 @@ def test_costs_of_a_plan_are_those_of_the_tensors_that_are_there(family, seed):
     model = slice_model(loaded, plan)
     costs = costs_of_plan(plan)
     assert costs == costs_of_model(model)
-    cache = model(tokens(1, 5), use_cache=True).past_key_values
+    _, cache = cached_logits(model, tokens(1, 5))
     assert costs.kv_bytes_per_token * 5 == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 

@@ -13,12 +13,15 @@ Architectures that are not listed are refused by name, never sliced by guess.
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import nn
 
 from amp_explore.errors import ModelError
@@ -43,8 +46,6 @@ class Family:
     # What the norms are to heads: one for all ("alike", they stay while one head does), each head with its own, or all
     # heads normalised together, in which case q and k cannot lose rows without changing what remains.
     normed: Literal["alike", "own", "together"] = "alike"
-    cache: str = "past_key_values"  # a layer's argument for the KV cache
-    positional: tuple[str, ...] = ()  # arguments that the model gives a layer without naming them
     plain_output: bool = True  # a layer returns its hidden states; else a tuple that begins with them
     own_attention: bool = False  # the attention is written out: it takes no back end of transformers
     # What the o and the down projection put out is added to the hidden states as it is, not scaled or normalised first.
@@ -86,7 +87,6 @@ FAMILIES: dict[str, Family] = {
         o="c_proj",
         up=("c_fc",),
         down="c_proj",
-        positional=("past_key_values", "attention_mask", "encoder_hidden_states"),
         refused={"add_cross_attention": "cross-attention"},
     ),
     "gpt_neox": Family(
@@ -96,7 +96,6 @@ FAMILIES: dict[str, Family] = {
         grouped=True,
         o="dense",
         head_dim="head_size",
-        cache="layer_past",
         **_NEOX_MLP,
     ),
     "falcon": Family(
@@ -105,7 +104,6 @@ FAMILIES: dict[str, Family] = {
         qkv="query_key_value",
         grouped=True,
         o="dense",
-        cache="layer_past",
         plain_output=False,
         own_attention=True,
         refused={"alibi": "ALiBi positions"},
@@ -286,6 +284,25 @@ def _stacked(module: nn.Module, neurons: int) -> list[Projection]:
     if outputs_of(module) == neurons:
         return [Projection(module)]
     return [Projection(module, rows) for rows in torch.arange(outputs_of(module)).split(neurons)]
+
+
+@lru_cache
+def arguments_of(kind: type[nn.Module]) -> tuple[str, ...]:
+    """The names of a kind of module's arguments, in their order."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+@lru_cache
+def cache_argument(kind: type[nn.Module]) -> str:
+    """What a kind of module calls the KV cache that it is given: transformers renames it from release to release
+    (`layer_past`, `past_key_values`, `cache`), so it is told by its type."""
+    for name, argument in inspect.signature(kind.forward).parameters.items():
+        if "Cache" in str(argument.annotation):
+            return name
+    raise ModelError(
+        f"{kind.__name__} of transformers {transformers.__version__} takes no KV cache that can be told by its type; "
+        "install a version that the requirements name"
+    )
 
 
 def eager_attention(attention: nn.Module) -> Callable:
