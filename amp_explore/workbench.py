@@ -22,20 +22,26 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from amp_explore import assets, commonsense, criteria, least_error, repair, speed
-from amp_explore.allocation import Ranking
-from amp_explore.boundaries import Boundaries
-from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
+from amp_explore.budgets import least_error
+from amp_explore.budgets.allocation import Ranking
+from amp_explore.criteria import registry
+from amp_explore.criteria.layer import Evidence
+from amp_explore.criteria.scores import Scores
 from amp_explore.errors import AmpExploreError, PlanError, TooLarge
-from amp_explore.evidence import VERSIONS, Observation
-from amp_explore.keys import numerics, on_text
+from amp_explore.keeping.evidence import VERSIONS, Observation
+from amp_explore.keeping.keys import numerics, on_text
+from amp_explore.keeping.store import Key, Store
+from amp_explore.measure import commonsense, speed
+from amp_explore.measure.boundaries import Boundaries
+from amp_explore.measure.perplexity import perplexity
+from amp_explore.measure.roofline import Machine, measure_machine
 from amp_explore.models.loading import LoadedModel, ModelPool
-from amp_explore.perplexity import perplexity
 from amp_explore.plan import PruningPlan, Repair, RepairMethod
 from amp_explore.progress import Progress, labelled, no_progress, part
-from amp_explore.roofline import Machine, measure_machine
-from amp_explore.slicing import LayerOf, slice_layer, slice_model
-from amp_explore.store import Key, Store
+from amp_explore.surgery import repair
+from amp_explore.surgery.slicing import LayerOf, slice_layer, slice_model
+from amp_explore.texts import assets
+from amp_explore.texts.calibration import TokenWindows, calibration_windows, evaluation_windows
 
 LIVE_WINDOWS = 1
 """Windows of 512 tokens that the dashboard measures perplexity on after each edit, unless asked otherwise."""
@@ -71,13 +77,13 @@ class _Kept:
 
 @dataclass(frozen=True, eq=False)
 class _LayerScores:
-    """One layer of `criteria.Scores` as the store keeps it: (heads,) and (neurons,)."""
+    """One layer of `Scores` as the store keeps it: (heads,) and (neurons,)."""
 
     heads: torch.Tensor
     neurons: torch.Tensor
 
     @classmethod
-    def of(cls, scores: criteria.Scores) -> tuple[_LayerScores, ...]:
+    def of(cls, scores: Scores) -> tuple[_LayerScores, ...]:
         layers = zip(scores.heads, scores.neurons, strict=True)
         return tuple(cls(torch.from_numpy(heads), torch.from_numpy(neurons)) for heads, neurons in layers)
 
@@ -100,7 +106,7 @@ class Workbench:
         *,
         plan: PruningPlan | None = None,
         progress: Progress = no_progress,
-    ) -> criteria.Evidence:
+    ) -> Evidence:
         """What criteria need to know of the dense model, or of the one without a plan's units, `needs` being fields of
         `Evidence`; collected at most once."""
         return Observation(self.store, loaded, windows, plan).evidence(needs, progress)
@@ -123,29 +129,27 @@ class Workbench:
         heads: str | None = None,
         *,
         progress: Progress = no_progress,
-    ) -> criteria.Scores:
+    ) -> Scores:
         """Scores of every unit by a criterion, heads by another one where `heads` names it. Slow ones are kept."""
-        criteria.check(criterion, heads)  # before the work
+        registry.check(criterion, heads)  # before the work
 
-        def compute() -> criteria.Scores:
-            evidence = self.evidence(loaded, windows, criteria.needs(criterion, heads), progress=progress)
-            return criteria.score(loaded, evidence, criterion, heads, progress=progress)
+        def compute() -> Scores:
+            evidence = self.evidence(loaded, windows, registry.needs(criterion, heads), progress=progress)
+            return registry.score(loaded, evidence, criterion, heads, progress=progress)
 
-        slow, key = criteria.is_slow(criterion, heads), _scores_key(loaded, windows, criterion, heads)
+        slow, key = registry.is_slow(criterion, heads), _scores_key(loaded, windows, criterion, heads)
         return self._kept_scores(key, compute) if slow else compute()
 
-    def _kept_scores(self, key: Key, compute: Callable[[], criteria.Scores]) -> criteria.Scores:
+    def _kept_scores(self, key: Key, compute: Callable[[], Scores]) -> Scores:
         layers = self.store.statistics(key, lambda: _LayerScores.of(compute()), _LayerScores)
-        return criteria.Scores(
-            tuple(layer.heads.numpy() for layer in layers), tuple(layer.neurons.numpy() for layer in layers)
-        )
+        return Scores(tuple(layer.heads.numpy() for layer in layers), tuple(layer.neurons.numpy() for layer in layers))
 
     def errors_per_parameter(
         self, loaded: LoadedModel, windows: TokenWindows, ranking: Ranking, *, progress: Progress = no_progress
-    ) -> criteria.Scores:
+    ) -> Scores:
         """What the units cost by `least_error`, seconds of work, computed at most once."""
 
-        def compute() -> criteria.Scores:
+        def compute() -> Scores:
             evidence = self.evidence(loaded, windows, ("activations", "grams"), progress=progress)
             return least_error.errors_per_parameter(loaded, evidence, ranking, progress=progress)
 
@@ -156,9 +160,9 @@ class Workbench:
         self, loaded: LoadedModel, windows: TokenWindows, criterion: str = "amp", heads: str | None = None
     ) -> bool:
         """Whether `scores` will answer at once."""
-        if criteria.is_slow(criterion, heads):
+        if registry.is_slow(criterion, heads):
             return self.store.find_statistics(_scores_key(loaded, windows, criterion, heads), _LayerScores) is not None
-        return self.has_evidence(loaded, windows, criteria.needs(criterion, heads))
+        return self.has_evidence(loaded, windows, registry.needs(criterion, heads))
 
     def sliced(self, loaded: LoadedModel, plan: PruningPlan, *, progress: Progress = no_progress) -> PreTrainedModel:
         """The model sliced, and repaired, by the plan (the dense one itself for the empty plan).
@@ -368,7 +372,7 @@ def _scores_key(loaded: LoadedModel, windows: TokenWindows, criterion: str, head
     return {
         "kind": "scores",
         "criterion": criterion,
-        "heads": criteria.heads_by(criterion, heads),
-        "versions": {"criteria": criteria.VERSION, **VERSIONS},
+        "heads": registry.heads_by(criterion, heads),
+        "versions": {"criteria": registry.VERSION, **VERSIONS},
         **on_text(loaded, windows),
     }

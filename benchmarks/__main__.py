@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from amp_explore.speed import device_name
+from amp_explore.measure.speed import device_name
 
 FOLDER = Path(__file__).parent
 RESULTS, GPU = FOLDER / "results.json", FOLDER / "gpu-h100.json"

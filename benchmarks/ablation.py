@@ -1,6 +1,6 @@
 """The measured truth of every head: what it costs, and what it would cost to run each ablation from scratch.
 
-Heads of the demo model, drawn by lot, are taken out one at a time in the order that `amp_explore.ablation` takes them,
+Heads of the demo model, drawn by lot, are taken out one at a time in the order that `ablation` takes them,
 by its way and by slicing afresh and running every layer; the two take turns and must agree.
 
     python -m benchmarks.ablation
@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from amp_explore.ablation import ablations
-from amp_explore.assets import cache_root
-from amp_explore.calibration import calibration_windows
-from amp_explore.perplexity import perplexity
+from amp_explore.keeping.store import Store
+from amp_explore.measure.perplexity import perplexity
 from amp_explore.plan import PruningPlan
-from amp_explore.slicing import slice_model
-from amp_explore.store import Store
+from amp_explore.studies.ablation import ablations
+from amp_explore.surgery.slicing import slice_model
+from amp_explore.texts.assets import cache_root
+from amp_explore.texts.calibration import calibration_windows
 from amp_explore.workbench import Workbench
 from benchmarks import in_turn
 

@@ -21,13 +21,14 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amp_explore import allocation, commonsense
-from amp_explore.calibration import calibration_windows
-from amp_explore.likelihood import Scorer
+from amp_explore.budgets import allocation
+from amp_explore.measure import commonsense
+from amp_explore.measure.likelihood import Scorer
 from amp_explore.models.families import share
 from amp_explore.models.loading import Dtype, LoadedModel
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Progress, no_progress
+from amp_explore.texts.calibration import calibration_windows
 from amp_explore.workbench import Workbench
 
 PRUNED = 0.2
@@ -173,7 +174,7 @@ class Stock:
 
 
 class Tree:
-    """What `amp_explore.commonsense` does."""
+    """What `amp_explore.measure.commonsense` does."""
 
     def __init__(self, model: PreTrainedModel, max_length: int) -> None:
         tokens = commonsense.default_batch_tokens(model)

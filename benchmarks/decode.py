@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from amp_explore.allocation import allocate, rank
+from amp_explore.budgets.allocation import allocate, rank
 from amp_explore.errors import AmpExploreError, TooLarge
+from amp_explore.measure.roofline import Machine, decode_work, measure_machine, prefill_work
+from amp_explore.measure.speed import FIGURES, measure, speedup
 from amp_explore.models.loading import LoadedModel, load
 from amp_explore.plan import PruningPlan
-from amp_explore.roofline import Machine, decode_work, measure_machine, prefill_work
-from amp_explore.slicing import slice_model
-from amp_explore.speed import FIGURES, measure, speedup
+from amp_explore.surgery.slicing import slice_model
 
 
 @dataclass(frozen=True)

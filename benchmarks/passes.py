@@ -13,9 +13,9 @@ import time
 
 import torch
 
-from amp_explore.calibration import calibration_windows
 from amp_explore.models.loading import load
-from amp_explore.statistics import collect, collect_with_grams
+from amp_explore.observe.statistics import collect, collect_with_grams
+from amp_explore.texts.calibration import calibration_windows
 
 BATCH = 2  # windows at a time of the plain forward: as many tokens as a pass takes
 

@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 import torch
 
-from amp_explore.calibration import TokenWindows
 from amp_explore.models.families import decoder_layers, head_slices, layer_parts
 from amp_explore.models.loading import Dtype, LoadedModel, load
-from amp_explore.statistics import collect
+from amp_explore.observe.statistics import collect
+from amp_explore.texts.calibration import TokenWindows
 
 TOLERANCE = 1e-3
 """How far a score of the two ways may differ, relative to it; ours multiplies in the model's precision."""

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from amp_explore.allocation import allocate, rank
-from amp_explore.assets import cache_root
-from amp_explore.calibration import calibration_windows, evaluation_windows
-from amp_explore.perplexity import perplexity
-from amp_explore.slicing import slice_model
-from amp_explore.store import Store
+from amp_explore.budgets.allocation import allocate, rank
+from amp_explore.keeping.store import Store
+from amp_explore.measure.perplexity import perplexity
+from amp_explore.surgery.slicing import slice_model
+from amp_explore.texts.assets import cache_root
+from amp_explore.texts.calibration import calibration_windows, evaluation_windows
 from amp_explore.workbench import LIVE_WINDOWS, Workbench
 from benchmarks import in_turn
 

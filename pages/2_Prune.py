@@ -5,12 +5,12 @@ from functools import partial
 
 import streamlit as st
 
-from amp_explore.allocation import allocate_by_unit, random_like, rank, ratio_of_layers, ratio_that_leaves
-from amp_explore.costs import costs_of_plan, removed_parameters
-from amp_explore.criteria import CRITERIA
+from amp_explore.budgets.allocation import allocate_by_unit, random_like, rank, ratio_of_layers, ratio_that_leaves
+from amp_explore.criteria.registry import CRITERIA
 from amp_explore.errors import AmpExploreError
-from amp_explore.planning import ALLOCATIONS, SHARING, TAKE_THEIR_TIME, Recipe, make_plan
-from amp_explore.repair import METHODS, caveat
+from amp_explore.studies.recipe import ALLOCATIONS, SHARING, TAKE_THEIR_TIME, Recipe, make_plan
+from amp_explore.surgery.costs import costs_of_plan, removed_parameters
+from amp_explore.surgery.repair import METHODS, caveat
 from amp_explore.ui import editors
 from amp_explore.ui.live import live_panel
 from amp_explore.ui.session import repair_of, windows_of, workbench

@@ -5,9 +5,9 @@ import shlex
 import pandas as pd
 import streamlit as st
 
-from amp_explore.commonsense import TASKS
 from amp_explore.errors import AmpExploreError
-from amp_explore.jobs import Job
+from amp_explore.keeping.jobs import Job
+from amp_explore.measure.commonsense import TASKS
 from amp_explore.ui.charts import image_options, side_by_side
 from amp_explore.ui.live import live_perplexity
 from amp_explore.ui.session import WINDOW, Session, evaluation, window_of, workbench

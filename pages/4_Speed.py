@@ -6,12 +6,12 @@ import pandas as pd
 import streamlit as st
 
 from amp_explore.errors import AmpExploreError
-from amp_explore.generation import MODES, Stream, modes_on, side_by_side
-from amp_explore.jobs import Job
+from amp_explore.keeping.jobs import Job
+from amp_explore.measure.generation import MODES, Stream, modes_on, side_by_side
+from amp_explore.measure.roofline import Machine, decode_work, prefill_work
+from amp_explore.measure.speed import device_name, speedup
 from amp_explore.models.families import context_of
 from amp_explore.models.sharding import devices
-from amp_explore.roofline import Machine, decode_work, prefill_work
-from amp_explore.speed import device_name, speedup
 from amp_explore.ui.charts import image_options, speed_curves
 from amp_explore.ui.session import Session, workbench
 from amp_explore.ui.shell import clicked, latest_job, open_page, show_failure, start, wait_for

@@ -6,17 +6,19 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from amp_explore import agreement, comparison, criteria
-from amp_explore.ablation import AblationMap, ablate, ablations, in_blocks, known_ablations
-from amp_explore.allocation import allocate_by_unit, rank
-from amp_explore.criteria import CRITERIA, Scores
+from amp_explore.budgets.allocation import allocate_by_unit, rank
+from amp_explore.criteria import registry
+from amp_explore.criteria.registry import CRITERIA
+from amp_explore.criteria.scores import Scores
 from amp_explore.errors import AmpExploreError
-from amp_explore.jobs import Job
+from amp_explore.keeping.jobs import Job
 from amp_explore.models.sharding import devices
-from amp_explore.planning import ALLOCATIONS
+from amp_explore.observe.statistics import gram_bytes
 from amp_explore.progress import part
-from amp_explore.repair import METHODS
-from amp_explore.statistics import gram_bytes
+from amp_explore.studies import agreement, comparison
+from amp_explore.studies.ablation import AblationMap, ablate, ablations, in_blocks, known_ablations
+from amp_explore.studies.recipe import ALLOCATIONS
+from amp_explore.surgery.repair import METHODS
 from amp_explore.ui.charts import (
     agreement_matrix,
     disagreement_map,
@@ -81,7 +83,7 @@ def collected() -> dict[str, Scores]:
     say_what_is_refused(st.container(), loaded)
     topic = scores_topic()
     there, job = scored(topic), latest_job(topic)
-    missing = [name for name in CRITERIA if name not in there and not criteria.unavailable(name, loaded)]
+    missing = [name for name in CRITERIA if name not in there and not registry.unavailable(name, loaded)]
     if not missing:
         return in_order(there)
     known = bench.kinds_of_evidence(loaded, windows)
@@ -210,7 +212,7 @@ def against_truth(scores: dict[str, Scores], measured: AblationMap) -> None:
     st.download_button("CSV", table.to_csv(index=False), "agreement.csv", "text/csv", icon=":material/download:")
     name = st.selectbox(
         "One criterion against the truth",
-        [name for name in CRITERIA if not criteria.unavailable(name, loaded)],
+        [name for name in CRITERIA if not registry.unavailable(name, loaded)],
         format_func=lambda name: CRITERIA[name].title,
         key="against",
         persist_state="session",
@@ -295,7 +297,7 @@ def sweep() -> None:
     upper, middle, lower = st.columns([3, 2]), st.columns(2), st.columns([3, 1], vertical_alignment="bottom")
     names = upper[0].multiselect(
         "Criteria",
-        [name for name in CRITERIA if not criteria.unavailable(name, loaded)],
+        [name for name in CRITERIA if not registry.unavailable(name, loaded)],
         ["amp", "wanda-sp", "flap"],
         format_func=lambda name: option(CRITERIA[name]),
         key="sweep_criteria",

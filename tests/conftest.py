@@ -157,7 +157,7 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder with a small made-up text in place of Wikipedia, and nothing else."""
     from made_up import made_up_text
 
-    from amp_explore import assets
+    from amp_explore.texts import assets
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMP_EXPLORE_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -10,12 +10,30 @@ import pytest
 from amp_explore import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGINE = sorted(
-    path
-    for folder in ("amp_explore", "benchmarks")
-    for path in (ROOT / folder).rglob("*.py")
-    if not path.is_relative_to(ROOT / "amp_explore" / "ui")
+PACKAGE = ROOT / "amp_explore"
+# Highest first; whatever is not a floor of its own shares one with others that it knows nothing of.
+FLOORS = (
+    ("__main__",),
+    ("ui", "cli"),
+    ("studies",),
+    ("workbench",),
+    ("keeping",),
+    ("measure",),
+    ("budgets",),
+    ("surgery",),
+    ("criteria",),
+    ("observe",),
+    ("plan",),
+    ("models",),
+    ("texts",),
+    ("folders",),
+    ("progress", "errors"),
 )
+LONGEST = 400  # lines of a module
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+ENGINE = [path for path in MODULES if not path.is_relative_to(PACKAGE / "ui")]
+ENGINE += sorted((ROOT / "benchmarks").rglob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "app.py", *sorted((ROOT / "pages").glob("*.py"))]
 
@@ -36,15 +54,40 @@ def of_package(names: set[str], package: str) -> set[str]:
     return {name for name in names if name == package or name.startswith(f"{package}.")}
 
 
+def room_of(path: Path) -> str:
+    """`amp_explore/models/loading.py` -> `models`, `amp_explore/plan.py` -> `plan`."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
 def test_the_files_are_where_this_test_looks_for_them():
-    assert ROOT / "amp_explore" / "slicing.py" in ENGINE and len(PAGES) > 1
+    assert PACKAGE / "surgery" / "slicing.py" in ENGINE and len(PAGES) > 1
     assert any(of_package(imported(page), "streamlit") for page in PAGES)
+    assert {room_of(path) for path in MODULES} == set(FLOOR_OF)
 
 
-@pytest.mark.parametrize("path", ENGINE, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", ENGINE, ids=named)
 def test_the_engine_knows_nothing_of_the_dashboard(path):
     names = imported(path)
     assert not of_package(names, "streamlit") and not of_package(names, "amp_explore.ui")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_imports_go_down(path):
+    """Each room imports only from rooms on lower floors."""
+    room = room_of(path)
+    rooms = {name: name.split(".")[1] for name in of_package(imported(path), "amp_explore") if "." in name}
+    up = [name for name, other in rooms.items() if other != room and FLOOR_OF[other] <= FLOOR_OF[room]]
+    assert not up, f"{named(path)} imports {', '.join(up)}, which does not stand below {room}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_a_file_can_be_held_in_the_head(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST, f"{named(path)} has {lines} lines: make two files of it"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -96,6 +139,6 @@ def test_the_python_of_the_readme_imports_what_is_there():
         for node in ast.parse(block).body
         if isinstance(node, ast.ImportFrom)
     ]
-    assert any("amp_explore.slicing" in line for line in imports)
+    assert any("amp_explore.surgery.slicing" in line for line in imports)
     for line in imports:
         exec(line, {})

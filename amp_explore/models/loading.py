@@ -24,7 +24,6 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.accelerate import load_offloaded_parameter
 
-from amp_explore import assets
 from amp_explore.errors import ModelError
 from amp_explore.models import random_weights
 from amp_explore.models.experts import install_experts
@@ -32,6 +31,7 @@ from amp_explore.models.families import Family, decoder_layers, family_of, refus
 from amp_explore.models.shapes import ModelShape, shape_of
 from amp_explore.models.sharding import device_of, devices, room
 from amp_explore.progress import Progress, no_progress
+from amp_explore.texts import assets
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceMap = Mapping[str, int | str]

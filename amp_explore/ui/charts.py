@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from amp_explore.criteria import Scores
+from amp_explore.criteria.scores import Scores
 
 Scale = Literal["linear", "log", "per layer"]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import streamlit as st
 
-from amp_explore.allocation import rank
-from amp_explore.costs import removed_parameters
-from amp_explore.criteria import Scores
+from amp_explore.budgets.allocation import rank
+from amp_explore.criteria.scores import Scores
 from amp_explore.plan import PruningPlan, Unit
+from amp_explore.surgery.costs import removed_parameters
 from amp_explore.ui.charts import as_grid, shade
 from amp_explore.ui.heatgrid import heatgrid
 from amp_explore.ui.rank_strips import Strips, bin_ranks, rank_strips

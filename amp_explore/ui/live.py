@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from amp_explore.calibration import TokenWindows
-from amp_explore.costs import CONTEXT, costs_of_plan
 from amp_explore.errors import AmpExploreError
-from amp_explore.jobs import Job
-from amp_explore.repair import METHODS
+from amp_explore.keeping.jobs import Job
+from amp_explore.surgery.costs import CONTEXT, costs_of_plan
+from amp_explore.surgery.repair import METHODS
+from amp_explore.texts.calibration import TokenWindows
 from amp_explore.ui.session import Session, evaluation, window_of, workbench
 from amp_explore.ui.shell import clicked, latest_job, show_failure, start, submit, wait_for
 from amp_explore.ui.text import compact, megabytes, signed_percent, text_of

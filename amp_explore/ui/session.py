@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field, replace
 
 import streamlit as st
 
-from amp_explore import criteria
-from amp_explore.calibration import TokenWindows, calibration_windows, evaluation_windows
-from amp_explore.criteria import Scores
+from amp_explore.criteria import registry
+from amp_explore.criteria.scores import Scores
 from amp_explore.errors import AmpExploreError
-from amp_explore.jobs import Job, JobRunner
+from amp_explore.keeping.jobs import Job, JobRunner
 from amp_explore.models.families import context_of
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import PruningPlan, Repair, RepairMethod
+from amp_explore.texts.calibration import TokenWindows, calibration_windows, evaluation_windows
 from amp_explore.ui.text import sentence
 from amp_explore.workbench import Workbench
 
@@ -185,11 +185,11 @@ class Scoring:
 
     @property
     def needs(self) -> frozenset[str]:
-        return criteria.needs(self.criterion, self.heads)
+        return registry.needs(self.criterion, self.heads)
 
     @property
     def heads_by(self) -> str:
-        return criteria.heads_by(self.criterion, self.heads)
+        return registry.heads_by(self.criterion, self.heads)
 
     def made_by(self) -> dict[str, str]:
         """What a plan says of it."""

@@ -14,17 +14,18 @@ from typing import Any
 import streamlit as st
 from transformers.utils import logging as transformers_logging
 
-from amp_explore.assets import cache_root
-from amp_explore.costs import costs_of_plan
-from amp_explore.criteria import CRITERIA, Scores, scores_by_lot, unavailable
+from amp_explore.criteria.registry import CRITERIA, unavailable
+from amp_explore.criteria.scores import Scores, scores_by_lot
 from amp_explore.errors import AmpExploreError
-from amp_explore.jobs import Job
+from amp_explore.keeping.jobs import Job
+from amp_explore.keeping.store import write_atomically
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.random_weights import PREFIX, SHAPES
 from amp_explore.models.sharding import devices
 from amp_explore.plan import PruningPlan
-from amp_explore.repair import METHODS
-from amp_explore.store import write_atomically
+from amp_explore.surgery.costs import costs_of_plan
+from amp_explore.surgery.repair import METHODS
+from amp_explore.texts.assets import cache_root
 from amp_explore.ui.session import (
     DEFAULT_MODEL,
     Calibration,

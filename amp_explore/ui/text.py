@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from amp_explore.calibration import TokenWindows
-from amp_explore.criteria import CRITERIA, Criterion, Method
-from amp_explore.repair import METHODS
+from amp_explore.criteria.layer import Criterion, Method
+from amp_explore.criteria.registry import CRITERIA
+from amp_explore.surgery.repair import METHODS
+from amp_explore.texts.calibration import TokenWindows
 
 EVIDENCE = {"activations": "activations", "grams": "Gram matrices", "gradients": "gradients"}
 """What the fields of `Evidence` are called."""

@@ -1,0 +1,76 @@
+"""Hidden states between layers, kept so that an edit costs only the layers above it.
+
+Editing layer n leaves what enters layer n as it was. Whoever evaluates plan after plan on the same text keeps the
+hidden states (windows, tokens, hidden) at the boundaries between layers and goes on from the highest one below the
+edit. That is exact, not an approximation: the same numbers enter the same layers.
+
+A boundary is named by the text and by what goes from the layers below it (`PruningPlan.prefixes`), so plans that are
+alike there share it, whoever made them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+
+from amp_explore.plan import PruningPlan
+from amp_explore.texts.calibration import TokenWindows
+
+LIMIT = 2**29
+"""Bytes of hidden states that are kept for one model."""
+
+
+class Boundaries:
+    """Hidden states of one loaded model, at most `limit` bytes of them; the longest unused go first."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def of(self, plan: PruningPlan, windows: TokenWindows, itemsize: int) -> PlanBoundaries:
+        """What is known of this plan on this text. `itemsize` is that of the model's hidden states, in bytes."""
+        one = windows.tokens * plan.shape.layers[0].hidden * itemsize
+        # A text whose boundaries fill more than half the memory keeps every second or third of them, and so on.
+        every = -(-2 * one * len(plan.shape.layers) // self._limit)
+        names = [(windows.digest, prefix) for prefix in plan.prefixes[:-1]]
+        start, states = 0, None
+        with self._lock:
+            for number, name in enumerate(names):
+                if name in self._kept:
+                    self._kept.move_to_end(name)  # the lower ones too: the next edit may be down there
+                    start, states = number, self._kept[name]
+        return PlanBoundaries(self, names, every, start, states)
+
+    def put(self, name: tuple[str, str], states: torch.Tensor) -> None:
+        """Keep the states at a boundary."""
+        with self._lock:
+            if name in self._kept:
+                return
+            self._kept[name] = states
+            self._bytes += states.nbytes
+            while self._bytes > self._limit:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+@dataclass(frozen=True)
+class PlanBoundaries:
+    """The boundaries of one plan on one text: below layer `start` all is known, and `states` (W, T, d) enters it."""
+
+    memory: Boundaries
+    names: list[tuple[str, str]]
+    every: int
+    start: int
+    states: torch.Tensor | None
+
+    def wants(self, layer: int) -> bool:
+        """Whether the states that enter this layer are worth keeping."""
+        return layer > self.start and layer % self.every == 0
+
+    def keep(self, layer: int, states: torch.Tensor) -> None:
+        """Remember the states (W, T, d) that enter a layer."""
+        self.memory.put(self.names[layer], states)

@@ -1,0 +1,145 @@
+"""Perplexity: exp of the mean next-token loss inside windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import repeat
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from amp_explore.errors import AmpExploreError
+from amp_explore.measure.boundaries import PlanBoundaries
+from amp_explore.models.families import context_of, decoder_layers, family_of, share
+from amp_explore.models.sharding import device_of, devices, suited
+from amp_explore.observe.layerwise import Known
+from amp_explore.progress import Progress, no_progress
+from amp_explore.texts.calibration import TokenWindows
+
+_TOKENS = {"cuda": 16384, "else": 2048}  # that run through the layers at a time
+# Logits that exist at a time, and those that a softmax sees at a time: on a CPU, memory that is used again and cache.
+_LOGITS, _NORMALISED = {"cpu": 12 * 2**20, "else": 2**26}, {"cpu": 2**20, "else": 2**26}
+_WORST = 700.0  # nats: a ruined model may leave the range of floats, and JSON has no infinity and no NaN
+
+
+def perplexity(
+    model: PreTrainedModel,
+    windows: TokenWindows,
+    *,
+    boundaries: PlanBoundaries | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, object]:
+    """Perplexity of a dense or sliced model on windows of equal length.
+
+    Where `boundaries` knows the hidden states that enter some layer, the layers below it are not run; what comes up
+    above is kept there for the next time. `progress` counts layers, of every batch, and may cancel before each.
+
+    Returns `value`, the mean `loss` in nats per token, its standard error over windows `loss_stderr` (None for one
+    window), `tokens_scored`, and what it was measured on.
+
+    Raises:
+        AmpExploreError: windows differ in length, or are longer than the model's context.
+    """
+    if len(set(map(len, windows.ids))) > 1:
+        raise AmpExploreError(
+            f"{windows.data}: texts of different lengths have no common perplexity; take one that is cut into windows"
+        )
+    context = context_of(model)
+    if context is not None and len(windows.ids[0]) > context:
+        raise AmpExploreError(
+            f"windows of {len(windows.ids[0])} tokens do not fit the model's context of {context}; take shorter ones"
+        )
+    ids = torch.stack(windows.ids)  # (W, T)
+    batch = max(1, suited(_TOKENS, device_of(model)) // ids.shape[1])
+    losses: list[torch.Tensor] = []
+    with torch.inference_mode():
+        run = _Run(model, boundaries, -(-len(ids) // batch), progress)
+        for part, states in zip(ids.split(batch), run.known(batch), strict=False):
+            part = part.to(device_of(model))  # (B, T)
+            hidden = run(part, states)  # (B, T, d)
+            losses += [run.loss(window[:-1], tokens[1:]) for window, tokens in zip(hidden, part, strict=True)]
+        run.finish()
+    per_window = torch.stack(losses).nan_to_num(nan=_WORST, posinf=_WORST)
+    mean = per_window.mean().item()
+    return {
+        "value": math.exp(min(mean, _WORST)),
+        "loss": mean,
+        "loss_stderr": (per_window.std() / len(per_window) ** 0.5).item() if len(per_window) > 1 else None,
+        **windows.describe(),
+        "tokens_scored": ids[:, 1:].numel(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": devices(model),
+    }
+
+
+class _Run:
+    """The model from the boundary on that is known, noting what passes between its layers."""
+
+    def __init__(
+        self, model: PreTrainedModel, boundaries: PlanBoundaries | None, batches: int, progress: Progress
+    ) -> None:
+        layers, self.family = decoder_layers(model), family_of(model.config.model_type)
+        start = boundaries.start if boundaries else 0
+        self.below = Known(self.family)
+        above = {layer: _Noting(layer, number, self) for number, layer in enumerate(layers[start:], start)}
+        self.model = share(model, dict.fromkeys(layers[:start], self.below) | above)
+        self.head = share(model, dict.fromkeys(layers, self.below))  # from the highest layer to the logits
+        self.top: torch.Tensor | None = None
+        self.boundaries = boundaries
+        self.passed: dict[int, list[torch.Tensor]] = {}
+        self.progress = progress
+        self.done, self.total = 0, batches * (len(layers) - start)
+
+    def known(self, batch: int) -> Iterator[torch.Tensor | None]:
+        """For each batch of windows, the hidden states (B, T, d) to start from."""
+        states = self.boundaries.states if self.boundaries else None
+        return repeat(None) if states is None else iter(states.split(batch))
+
+    def __call__(self, ids: torch.Tensor, states: torch.Tensor | None) -> torch.Tensor:
+        """(B, T) tokens -> (B, T, d), what leaves the highest layer."""
+        self.below.states = states
+        self.model.base_model(ids, use_cache=False)
+        return self.top
+
+    def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean loss, in float64, of what leaves the highest layer (T, d) for the tokens that follow (T,)."""
+        vocabulary = self.model.config.vocab_size
+        at_once, normalised = (max(1, suited(of, hidden.device) // vocabulary) for of in (_LOGITS, _NORMALISED))
+        total = torch.zeros((), dtype=torch.float64)
+        for rows, following in zip(hidden.split(at_once), targets.split(at_once), strict=True):
+            self.below.states = rows[None]
+            logits = self.head(following[None], use_cache=False).logits[0]  # (rows, V); which tokens go in is no matter
+            for some, wanted in zip(logits.split(normalised), following.split(normalised), strict=True):
+                logs = F.log_softmax(some, -1, dtype=torch.float32)
+                total -= logs.gather(1, wanted.to(logs.device)[:, None]).sum(dtype=torch.float64).cpu()
+        return total / len(targets)
+
+    def finish(self) -> None:
+        """Hand on what passed, now that all windows are through."""
+        self.progress(self.total, self.total, "perplexity")
+        for number, parts in self.passed.items():
+            self.boundaries.keep(number, torch.cat(parts))
+
+    def note(self, number: int, states: torch.Tensor) -> None:
+        """`states` enter this layer."""
+        self.progress(self.done, self.total, "perplexity")
+        self.done += 1
+        if self.boundaries is not None and self.boundaries.wants(number):
+            self.passed.setdefault(number, []).append(states)
+
+
+class _Noting(nn.Module):
+    """A layer that is neither changed nor copied; what enters and what leaves it is noted."""
+
+    def __init__(self, layer: nn.Module, number: int, run: _Run) -> None:
+        super().__init__()
+        self.layer, self.number, self.run = layer, number, run
+
+    def forward(self, hidden_states: torch.Tensor, *arguments: object, **options: object) -> object:
+        self.run.note(self.number, hidden_states)
+        output = self.layer(hidden_states, *arguments, **options)
+        self.run.top = self.run.family.states_of(output)
+        return output

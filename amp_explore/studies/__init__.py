@@ -1,0 +1,1 @@
+"""What runs the workbench many times."""

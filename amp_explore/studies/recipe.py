@@ -1,0 +1,308 @@
+"""From a recipe to a plan: criterion, budget and repair by name, and the passes over text that they need.
+
+The dashboard, the command line and the comparison all make their plans here, so equal recipes give equal plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from amp_explore.budgets.allocation import (
+    Order,
+    Ranking,
+    allocate,
+    allocate_by_threshold,
+    angular_weights,
+    protecting_weights,
+    rank,
+    ratio_for_flops,
+    standardised,
+)
+from amp_explore.budgets.least_error import EXPONENT
+from amp_explore.criteria import registry
+from amp_explore.criteria.layer import Method
+from amp_explore.criteria.scores import Scores
+from amp_explore.errors import AmpExploreError
+from amp_explore.models.loading import LoadedModel
+from amp_explore.plan import PruningPlan, Repair
+from amp_explore.progress import Progress, no_progress, part
+from amp_explore.studies.blocks import plan_by_influence, plan_by_loss
+from amp_explore.studies.search import quick, search
+from amp_explore.surgery.costs import removed_flops, removed_parameters
+from amp_explore.surgery.repair import METHODS
+from amp_explore.texts.calibration import TokenWindows
+from amp_explore.workbench import Workbench
+
+ALLOCATIONS: dict[str, Method] = {
+    "uniform": Method(
+        title="Uniform",
+        says="The same share of heads and of neurons from every layer.",
+        formula="s_l = r P / Σ P_l",
+        source="AMP, arXiv 2504.21174",
+    ),
+    "protect": Method(
+        title="Ends whole",
+        says="The first and the last layers stay whole, the others share alike.",
+        formula="s_l = 0 for l < first and l ≥ L − last",
+        source="LLM-Pruner, arXiv 2305.11627",
+    ),
+    "angular": Method(
+        title="By angle",
+        says="Layers that turn the hidden state less lose more.",
+        formula="s_l ∝ 1 − σ(z_l), z the standardised angle between what enters and what leaves",
+        source="CFSP, arXiv 2409.13199",
+        needs=frozenset({"activations"}),
+    ),
+    "global": Method(
+        title="One threshold",
+        says="The lowest scores of the whole model go, standardised within each layer.",
+        formula="(s − mean_l) / std_l; a head counts as its parameters do",
+        source="FLAP, arXiv 2312.11983",
+    ),
+    "least-error": Method(
+        title="Least error",
+        says="Takes units where what their loss changes, the rest fitted anew, is least beside the residual stream.",
+        formula=f"min Σ_b E_b (mean ‖h‖⁻²)^{EXPONENT}, E_b = min_W' E‖W x − W' x_kept‖² of an attention or MLP b",
+        source="here, after ZipLM, arXiv 2302.04089",
+        needs=frozenset({"activations", "grams"}),
+    ),
+    "iterative": Method(
+        title="Small steps",
+        says="Prunes uniformly in equal steps, and scores the pruned model anew before each.",
+        formula="r k / n at step k of n",
+        source="Adapt-Pruner, arXiv 2502.03460",
+    ),
+    "blocks": Method(
+        title="Whole blocks, by angle",
+        says="Attentions and MLPs go whole, those first that turn the hidden state least.",
+        formula="1 − cos(h, h + b(h)), lowest first",
+        source="ShortGPT, arXiv 2403.03853, for attention and MLP apart",
+    ),
+    "blocks-measured": Method(
+        title="Whole blocks, measured",
+        says="Attentions and MLPs go whole, always the one that the measured loss misses least. Takes minutes.",
+        formula="argmin_b L(without b), and again on what is left",
+        source="BlockPruner, arXiv 2406.10594",
+    ),
+    "search": Method(
+        title="Searched",
+        says="Moves heads and neurons between layers, and keeps what lowers the measured loss. Takes minutes.",
+        formula="min L(s_1, …, s_L) on calibration text, the model repaired as the plan is to be",
+        source="EvoPress, arXiv 2410.14649",
+    ),
+}
+
+TAKE_THEIR_TIME = frozenset({"iterative", "search", "blocks", "blocks-measured", "least-error"})
+"""Allocations that run the model themselves, or solve for seconds."""
+
+SHARING = frozenset({"uniform", "protect", "angular"})
+"""Allocations that give each layer a share: they can keep widths in multiples, and groups whole."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what goes, apart from the model and the calibration text.
+
+    `ratio` is the share of all parameters, or of the FLOPs per token where these are `counted`. `first` and `last` are
+    the layers that `protect` leaves whole; `steps` are those of `iterative`, `generations` those of `search`, which
+    starts from `least-error` where the criterion or the repair needs Gram matrices, and from `protect` elsewhere.
+    `multiple` is for `SHARING` (see `allocation.allocate`), and so is `whole_groups`: heads go with all that read the
+    same KV head, neurons of experts with their expert.
+    """
+
+    ratio: float
+    criterion: str = "amp"
+    heads_criterion: str | None = None
+    allocation: str = "uniform"
+    order: Order = "standard"
+    seed: int = 0
+    multiple: int = 1
+    whole_groups: bool = False
+    counted: Literal["parameters", "flops"] = "parameters"
+    first: int = 1
+    last: int = 1
+    steps: int = 5
+    generations: int = 30
+
+    def check(self) -> None:
+        """Raise `AmpExploreError` for names and numbers that do not work, before any work is done."""
+        if self.allocation not in ALLOCATIONS:
+            raise AmpExploreError(f"allocation {self.allocation!r} is not known; use one of {', '.join(ALLOCATIONS)}")
+        registry.check(self.criterion, self.heads_criterion)
+        if self.multiple > 1 and self.whole_groups:
+            raise AmpExploreError("widths in multiples and whole groups do not go together; take one of them")
+        if (self.multiple > 1 or self.whole_groups) and self.allocation not in SHARING:
+            asked = "whole groups" if self.whole_groups else "widths in multiples"
+            raise AmpExploreError(
+                f"{asked} are not for the allocation {self.allocation!r}; take one of {', '.join(sorted(SHARING))}"
+            )
+        for name in ("steps", "generations"):
+            if getattr(self, name) < 1:
+                raise AmpExploreError(f"{getattr(self, name)} {name} are none; give 1 or more")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of `Evidence` that the plan is made from."""
+        scored = registry.needs(self.criterion, self.heads_criterion) if self.order != "random" else frozenset()
+        return scored | ALLOCATIONS[self.allocation].needs
+
+    def made_by(self) -> dict[str, Any]:
+        """What a plan says of how it was made."""
+        said = {"criterion", "allocation", "order", "ratio", "seed"}
+        said |= {"first", "last"} if self.allocation in ("protect", "search") else set()
+        said |= {"generations"} if self.allocation == "search" else set()
+        said |= {"steps"} if self.allocation == "iterative" else set()
+        usual = Recipe(self.ratio)
+        return {name: value for name, value in vars(self).items() if name in said or value != getattr(usual, name)}
+
+
+def make_plan(
+    bench: Workbench,
+    loaded: LoadedModel,
+    windows: TokenWindows | None,
+    recipe: Recipe,
+    *,
+    scores: Scores | None = None,
+    repair: Repair | None = None,
+    locked: Collection[int] = (),
+    current: PruningPlan | None = None,
+    progress: Progress = no_progress,
+) -> PruningPlan:
+    """The plan of a recipe. Takes a pass over the windows where what it needs was not collected yet.
+
+    The plan is not repaired; `repair` is what it is going to be repaired by, which a search takes into account.
+    `scores` may stand in for the recipe's own; `windows` may be None where nothing is collected. Layers in `locked`
+    stay as they are in `current`.
+
+    Raises:
+        AmpExploreError: the recipe does not work, for this model or at all.
+    """
+    recipe.check()
+    one_look = recipe.allocation != "iterative" or recipe.counted == "flops"
+    if scores is None and recipe.order != "random" and one_look:
+        scores = bench.scores(loaded, windows, recipe.criterion, recipe.heads_criterion, progress=progress)
+    kept = {"locked": locked, "current": current}
+    make = partial(_allocated, bench, loaded, windows, scores=scores, repair=repair, kept=kept, progress=progress)
+    searched = recipe.allocation == "search"
+    first = replace(recipe, allocation=_start_of_search(recipe, repair)) if searched else recipe
+    if recipe.counted == "flops":
+        # Only budgets that plan at once can be tried; the others get the parameters that the uniform one needs.
+        at_once = first.allocation in (*SHARING, "global", "least-error")
+        trial = first if at_once else replace(first, allocation="uniform")
+        ratio = ratio_for_flops(lambda ratio: make(replace(trial, ratio=ratio)), loaded.shape, recipe.ratio)
+        first = replace(first, ratio=ratio)
+    plan = make(first)
+    if searched:
+        plan = search(
+            bench,
+            loaded,
+            windows,
+            _ranking(loaded, recipe, scores),
+            plan,
+            size=removed_flops if recipe.counted == "flops" else removed_parameters,
+            repair=repair,
+            generations=recipe.generations,
+            seed=recipe.seed,
+            locked=locked,
+            progress=progress,
+        )
+    return plan.described(**recipe.made_by())
+
+
+def _ranking(loaded: LoadedModel, recipe: Recipe, scores: Scores | None) -> Ranking:
+    return rank(loaded.shape, scores, recipe.order, recipe.seed, whole_groups=recipe.whole_groups)
+
+
+def _allocated(
+    bench: Workbench,
+    loaded: LoadedModel,
+    windows: TokenWindows | None,
+    recipe: Recipe,
+    *,
+    scores: Scores | None,
+    repair: Repair | None,
+    kept: dict[str, Any],
+    progress: Progress,
+) -> PruningPlan:
+    """The plan of any recipe that is not searched, its ratio one of parameters."""
+    if recipe.allocation == "iterative":
+        return _iterative(bench, loaded, windows, recipe, kept, progress)
+    ranking = _ranking(loaded, recipe, scores)
+    if recipe.allocation in ("blocks", "blocks-measured"):
+        return _without_blocks(bench, loaded, windows, recipe, ranking, repair, kept, progress)
+    if recipe.allocation == "global":
+        if recipe.order == "random":
+            raise AmpExploreError("units in random order have no scores to set one threshold for; take uniform")
+        return allocate_by_threshold(ranking, standardised(scores, recipe.order), recipe.ratio, **kept)
+    if recipe.allocation == "least-error":
+        values = bench.errors_per_parameter(loaded, windows, ranking, progress=progress)
+        return allocate_by_threshold(ranking, values, recipe.ratio, **kept)
+    weights = None
+    if recipe.allocation == "protect":
+        weights = protecting_weights(len(loaded.shape.layers), recipe.first, recipe.last)
+    if recipe.allocation == "angular":
+        weights = angular_weights(bench.evidence(loaded, windows, progress=progress).activations)
+    return allocate(ranking, recipe.ratio, weights=weights, multiple=recipe.multiple, **kept)
+
+
+def _start_of_search(recipe: Recipe, repair: Repair | None) -> str:
+    """The least error where Gram matrices are needed anyway, else the ends whole."""
+    needs = recipe.needs | (METHODS[quick(repair).method].needs if repair else frozenset())
+    return "least-error" if "grams" in needs else "protect"
+
+
+def _without_blocks(
+    bench: Workbench,
+    loaded: LoadedModel,
+    windows: TokenWindows,
+    recipe: Recipe,
+    ranking: Ranking,
+    repair: Repair | None,
+    kept: dict[str, Any],
+    progress: Progress,
+) -> PruningPlan:
+    target = round(recipe.ratio * loaded.shape.parameters)
+    allocate(ranking, recipe.ratio, **kept)  # refuses what cannot be
+    base = PruningPlan.empty(loaded.shape)
+    if kept["current"]:
+        base = base.with_layer_of(kept["current"], kept["locked"])
+    options = {"base": base, "locked": kept["locked"], "progress": progress}
+    if recipe.allocation == "blocks":
+        return plan_by_influence(bench, loaded, windows, ranking, target, **options)
+    return plan_by_loss(bench, loaded, windows, ranking, target, repair=repair, **options)
+
+
+def _iterative(
+    bench: Workbench,
+    loaded: LoadedModel,
+    windows: TokenWindows,
+    recipe: Recipe,
+    kept: dict[str, Any],
+    progress: Progress,
+) -> PruningPlan:
+    """Prune a little, score what is left on the pruned model, prune a little more."""
+    if recipe.order != "standard":
+        raise AmpExploreError("small steps are for the lowest scores first; take uniform for the other orders")
+    plan = PruningPlan.empty(loaded.shape)
+    needs = registry.needs(recipe.criterion, recipe.heads_criterion)
+    for step in range(1, recipe.steps + 1):
+        within = part(progress, step - 1, recipe.steps)
+        evidence = bench.evidence(loaded, windows, needs, plan=plan, progress=within)
+        scores = registry.score(loaded, evidence, recipe.criterion, recipe.heads_criterion, progress=within)
+        ranking = rank(loaded.shape, _gone_first(scores, plan))
+        plan = allocate(ranking, recipe.ratio * step / recipe.steps, **kept)
+    return plan
+
+
+def _gone_first(scores: Scores, plan: PruningPlan) -> Scores:
+    """The scores, in which what is gone already is lower than all that is left."""
+
+    def lowered(values: tuple[np.ndarray, ...], gone: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        return tuple(np.where(mask, layer.min() - 1, layer) for layer, mask in zip(values, gone, strict=True))
+
+    return Scores(lowered(scores.heads, plan.heads), lowered(scores.neurons, plan.neurons))

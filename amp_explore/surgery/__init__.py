@@ -1,0 +1,1 @@
+"""A plan becomes a smaller model, repaired or not, and is counted."""

@@ -1,0 +1,1 @@
+"""Where texts and questions come from."""

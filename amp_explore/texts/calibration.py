@@ -1,0 +1,211 @@
+"""Text in, token windows out: what models are scored and measured on, reproducibly.
+
+The bundled texts are cut in two halves, by position: calibration reads the first, evaluation the second, so that no
+token is ever used for both. A text of one's own is tokenised whole, without special tokens, and cut into consecutive
+windows from its start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from amp_explore.errors import DataError
+from amp_explore.texts import assets
+
+Calibration = Literal[assets.Text, "alpaca"]
+Evaluation = Literal[assets.Text, "wikitext2"]
+Bos = Literal["auto", "always", "never"]
+
+ALPACA_PROMPTS = 50  # as in AMP
+
+
+@dataclass(frozen=True, eq=False)
+class TokenWindows:
+    """Token sequences and where they come from.
+
+    `ids` holds one 1-D int64 tensor per window or prompt, a leading BOS included where `bos`.
+    """
+
+    ids: tuple[torch.Tensor, ...]
+    data: str
+    bos: bool
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the tokens themselves, so that a cached result depends on them whatever text they came from."""
+        digest = hashlib.sha256()
+        for window in self.ids:
+            digest.update(len(window).to_bytes(8, "little") + window.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+    def describe(self) -> dict[str, object]:
+        """What results say about the text they were measured on."""
+        longest = max(map(len, self.ids)) - self.bos
+        return {
+            "data": self.data,
+            "windows": len(self.ids),
+            "window": longest,
+            "tokens": self.tokens,
+            "bos": self.bos,
+        }
+
+
+def calibration_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    source: Calibration = "wiki",
+    *,
+    text: str | Path | None = None,
+    window: int = 512,
+    windows: int = 64,
+    bos: Bos = "auto",
+    seed: int = 0,
+) -> TokenWindows:
+    """Windows to collect statistics on.
+
+    Bundled sources give `windows` windows drawn by `seed` from their calibration half; `text`, a file, gives its first
+    ones; `alpaca` gives AMP's 50 prompts (instruction and input, no answer), cut at `window` tokens, from the hub.
+
+    Raises:
+        DataError: the text is missing, unreadable or shorter than one window.
+    """
+    if text is not None:
+        return file_windows(tokenizer, text, window=window, windows=windows, bos=bos)
+    if source == "alpaca":
+        return _alpaca_prompts(tokenizer, window, bos, seed)
+    ids = _bundled(tokenizer, source, "calibration")
+    chosen = _consecutive(ids, window, None)
+    if windows < len(chosen):
+        picked = sorted(random.Random(seed).sample(range(len(chosen)), _positive(windows, "windows")))
+        chosen = [chosen[i] for i in picked]
+    return _with_bos(tokenizer, chosen, bos, f"{source}, calibration half, seed {seed}")
+
+
+def evaluation_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    source: Evaluation = "wiki",
+    *,
+    text: str | Path | None = None,
+    window: int = 512,
+    windows: int | None = None,
+    bos: Bos = "auto",
+) -> TokenWindows:
+    """The first `windows` (None: all) consecutive windows of an evaluation text.
+
+    That is a bundled text's evaluation half, WikiText-2's test set from the hub, or a file. Errors as for
+    `calibration_windows`.
+    """
+    if text is not None:
+        return file_windows(tokenizer, text, window=window, windows=windows, bos=bos)
+    if source == "wikitext2":
+        rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
+        ids, label = _tokenise(tokenizer, "\n\n".join(row["text"] for row in rows)), "WikiText-2 test"
+    else:
+        ids, label = _bundled(tokenizer, source, "evaluation"), f"{source}, evaluation half"
+    return _with_bos(tokenizer, _consecutive(ids, window, windows), bos, label)
+
+
+def file_windows(
+    tokenizer: PreTrainedTokenizerBase, path: str | Path, *, window: int, windows: int | None, bos: Bos
+) -> TokenWindows:
+    """Consecutive windows from the start of a text file (UTF-8)."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read the text {path}: {error.strerror}; check the path") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text; convert it first") from None
+    return _with_bos(tokenizer, _consecutive(_tokenise(tokenizer, text), window, windows), bos, Path(path).name)
+
+
+def _bundled(
+    tokenizer: PreTrainedTokenizerBase, source: str, which: Literal["calibration", "evaluation"]
+) -> torch.Tensor:
+    """(tokens,) int64 of one half of a bundled text."""
+    if source not in get_args(assets.Text):
+        raise DataError(f"text {source!r} is not known; use one of {', '.join(get_args(assets.Text))}, or a file")
+    return _tokens_of_half(tokenizer, assets.text_file(source), source, which)
+
+
+@lru_cache(maxsize=12)  # every measurement of a repaired plan asks for the text that it was repaired on
+def _tokens_of_half(
+    tokenizer: PreTrainedTokenizerBase, path: Path, source: str, which: Literal["calibration", "evaluation"]
+) -> torch.Tensor:
+    """(tokens,) int64: whole articles of wiki, whole lines of the others."""
+    text = path.read_text(encoding="utf-8")
+    parts = (
+        re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, re.DOTALL)
+        if source == "wiki"
+        else text.splitlines(keepends=True)
+    )
+    middle = len(parts) // 2
+    chosen = parts[:middle] if which == "calibration" else parts[middle:]
+    return _tokenise(tokenizer, ("\n\n" if source == "wiki" else "").join(chosen))
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
+    # verbose=False: the warning about the model's maximum length means nothing here, the text is cut into windows
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.int64)
+
+
+def _consecutive(ids: torch.Tensor, window: int, windows: int | None) -> list[torch.Tensor]:
+    available = len(ids) // _positive(window, "window", least=2)
+    if not available:
+        raise DataError(
+            f"the text has {len(ids)} tokens, fewer than one window of {window}; use a longer text or shorter windows"
+        )
+    count = available if windows is None else min(_positive(windows, "windows"), available)
+    return list(ids[: count * window].view(count, window))
+
+
+def _positive(value: int, name: str, *, least: int = 1) -> int:
+    if value < least:
+        raise DataError(f"{name} must be at least {least}, not {value}")
+    return value
+
+
+def _with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[torch.Tensor], bos: Bos, data: str) -> TokenWindows:
+    if not _wants_bos(tokenizer, bos):
+        return TokenWindows(tuple(ids), data, False)
+    start = torch.tensor([tokenizer.bos_token_id])
+    return TokenWindows(tuple(torch.cat((start, window)) for window in ids), data, True)
+
+
+def _wants_bos(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> bool:
+    if bos == "always" and tokenizer.bos_token_id is None:
+        raise DataError("this tokenizer has no BOS token; use --bos auto or never")
+    if bos != "auto":
+        return bos == "always"
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+
+
+def _alpaca_prompts(tokenizer: PreTrainedTokenizerBase, window: int, bos: Bos, seed: int) -> TokenWindows:
+    rows = _hub_rows("yahma/alpaca-cleaned", None, "train")
+    chosen = random.Random(seed).sample(range(len(rows)), ALPACA_PROMPTS)
+    prompts = ["\n".join(filter(None, (rows[i]["instruction"], rows[i]["input"]))) for i in chosen]
+    ids = [_tokenise(tokenizer, prompt)[: _positive(window, "window")] for prompt in prompts]
+    return _with_bos(tokenizer, ids, bos, f"alpaca-cleaned, {ALPACA_PROMPTS} prompts, seed {seed}")
+
+
+def _hub_rows(repository: str, config: str | None, split: str):
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(repository, config, split=split)
+    except Exception as error:  # no network, no such data set, a full disk: many types, one remedy
+        raise DataError(
+            f"{repository} cannot be had from the hub ({type(error).__name__}); "
+            "check the network, or use a bundled text"
+        ) from error

@@ -1,0 +1,282 @@
+"""The queue: one job at a time, urgent ones in between, cancel at any stage; no job takes the worker with it."""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from amp_explore.errors import AmpExploreError
+from amp_explore.keeping.jobs import JobRunner, QueueFull
+from amp_explore.progress import Cancelled
+
+WAIT = 10  # seconds at most; a test that waits that long has failed
+
+
+def finish(*jobs):
+    for job in jobs:
+        assert job.finished.wait(WAIT), f"{job.label} is still {job.state}"
+
+
+@contextmanager
+def busy(runner, **options):
+    """A job that holds the worker, without a report, until the block ends."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def hold(_):
+        started.set()
+        assert go_on.wait(WAIT)
+
+    job = runner.submit("busy", hold, **options)
+    assert started.wait(WAIT)
+    try:
+        yield job
+    finally:
+        go_on.set()
+        finish(job)
+
+
+def test_a_job_brings_its_result():
+    job = JobRunner().submit("sum", lambda progress: 1 + 2, topic="arithmetic")
+    finish(job)
+    assert (job.state, job.result, job.error, job.active) == ("done", 3, "", False)
+
+
+def test_progress_is_seen_from_outside_while_the_job_runs():
+    runner, reported, go_on = JobRunner(), threading.Event(), threading.Event()
+
+    def work(progress):
+        progress(3, 10, "third batch")
+        reported.set()
+        assert go_on.wait(WAIT)
+
+    job = runner.submit("work", work)
+    assert reported.wait(WAIT)
+    assert (job.state, job.done, job.total, job.note) == ("running", 3, 10, "third batch")
+    assert runner.running is job and job.active
+    assert job.seconds_left >= 0
+    go_on.set()
+    finish(job)
+    assert runner.running is None and job.seconds_left is None
+
+
+def test_jobs_run_one_at_a_time_in_the_order_they_came():
+    runner, order, at_once = JobRunner(), [], []
+
+    def work(job):
+        at_once.append(sum(other.state == "running" for other in runner.jobs()))
+        order.append(job.label)
+
+    with busy(runner):
+        jobs = [runner.submit(str(number), work) for number in range(5)]
+    finish(*jobs)
+    assert order == list("01234") and set(at_once) == {1}
+
+
+def test_jobs_are_found_again_by_id_and_topic():
+    runner = JobRunner()
+    with busy(runner, topic="a"):
+        jobs = [runner.submit("x", lambda _: None, topic=topic) for topic in "aba"]
+        assert [runner.get(job.id) for job in jobs] == jobs
+        assert runner.jobs("a")[1:] == [jobs[0], jobs[2]] and runner.jobs("b") == [jobs[1]]
+        assert runner.get("none") is None
+    finish(*jobs)
+
+
+def test_finished_jobs_are_forgotten_after_a_while_but_never_waiting_ones():
+    runner = JobRunner(limit=1000)
+    first = runner.submit("first", lambda _: None)
+    finish(first)
+    finish(*[runner.submit("more", lambda _: None) for _ in range(120)])
+    with busy(runner):
+        waiting = [runner.submit("waiting", lambda _: None) for _ in range(120)]
+        assert runner.get(first.id) is None
+        assert all(runner.get(job.id) is job for job in waiting)
+    finish(*waiting)
+
+
+# Cancel
+
+
+def test_a_cancelled_job_that_waits_never_starts():
+    runner, ran = JobRunner(), []
+    with busy(runner):
+        job = runner.submit("never", lambda _: ran.append(1))
+        after = runner.submit("after", lambda _: ran.append(2))
+        assert job.state == "queued"
+        job.cancel()
+        assert job.state == "cancelled" and job.finished.is_set()
+    finish(after)
+    assert ran == [2]
+
+
+def test_a_cancelled_job_that_runs_stops_at_its_next_report():
+    runner, started, reports = JobRunner(), threading.Event(), []
+    go_on = threading.Event()
+
+    def work(progress):
+        started.set()
+        assert go_on.wait(WAIT)
+        for step in range(3):
+            reports.append(step)
+            progress(step, 3, "")
+        return "a result nobody wants"
+
+    job = runner.submit("long", work)
+    assert started.wait(WAIT)
+    job.cancel()
+    assert job.state == "running"
+    go_on.set()
+    finish(job)
+    assert (job.state, job.result, reports) == ("cancelled", None, [0])
+
+
+def test_cancelling_a_finished_job_changes_nothing():
+    job = JobRunner().submit("done", lambda _: 5)
+    finish(job)
+    job.cancel()
+    assert (job.state, job.result) == ("done", 5)
+
+
+def test_work_may_clean_up_when_it_is_cancelled():
+    runner, cleaned = JobRunner(), []
+
+    def work(progress):
+        try:
+            progress(0, 1, "")
+        except Cancelled:
+            cleaned.append(True)
+            raise
+
+    with busy(runner):
+        job = runner.submit("tidy", lambda progress: (job.cancel(), work(progress)))
+    finish(job)
+    assert job.state == "cancelled" and cleaned == [True]
+
+
+# Urgent jobs
+
+
+def long_job_with_an_urgent_one_inside(*, exclusive):
+    """What ran in which order when an urgent job arrives while a long one works."""
+    runner, order, started, go_on = JobRunner(), [], threading.Event(), threading.Event()
+
+    def work(progress):
+        order.append("begin")
+        started.set()
+        assert go_on.wait(WAIT)
+        progress(1, 2, "")
+        order.append("end")
+
+    long = runner.submit("long", work, exclusive=exclusive)
+    assert started.wait(WAIT)
+    queued = runner.submit("queued", lambda _: order.append("queued"))
+    urgent = runner.submit("urgent", lambda _: order.append(f"urgent while long is {long.state}"), urgent=True)
+    go_on.set()
+    finish(long, urgent, queued)
+    return order
+
+
+def test_an_urgent_job_runs_inside_a_long_one():
+    order = long_job_with_an_urgent_one_inside(exclusive=False)
+    assert order == ["begin", "urgent while long is running", "end", "queued"]
+
+
+def test_an_urgent_job_waits_for_an_exclusive_one_and_then_goes_first():
+    order = long_job_with_an_urgent_one_inside(exclusive=True)
+    assert order == ["begin", "end", "urgent while long is done", "queued"]
+
+
+def test_urgent_jobs_do_not_nest():
+    runner, order = JobRunner(), []
+
+    def urgent(progress):
+        order.append(f"{progress.label} begins")
+        progress(1, 2, "")
+        order.append(f"{progress.label} ends")
+
+    with busy(runner):
+        jobs = [runner.submit(label, urgent, urgent=True) for label in "ab"]
+    finish(*jobs)
+    assert order == ["a begins", "a ends", "b begins", "b ends"]
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+def test_an_urgent_job_that_ends_badly_leaves_the_long_one_alone(how):
+    runner, started, go_on = JobRunner(), threading.Event(), threading.Event()
+
+    def work(progress):
+        started.set()
+        assert go_on.wait(WAIT)
+        progress(1, 2, "")
+        return "whole"
+
+    def urgent(_):
+        if how == "fails":
+            raise ValueError("broken")
+        raise Cancelled
+
+    long = runner.submit("long", work)
+    assert started.wait(WAIT)
+    short = runner.submit("urgent", urgent, urgent=True)
+    go_on.set()
+    finish(long, short)
+    assert (long.state, long.result) == ("done", "whole")
+    assert short.state == ("failed" if how == "fails" else "cancelled")
+
+
+# What goes wrong
+
+
+def test_a_full_queue_refuses_until_there_is_room():
+    runner = JobRunner(limit=2)
+    with busy(runner):
+        waiting = [runner.submit("waits", lambda _: None) for _ in range(2)]
+        with pytest.raises(QueueFull, match="2 jobs are waiting already"):
+            runner.submit("too many", lambda _: None)
+        assert [job.label for job in runner.jobs()] == ["busy", "waits", "waits"]
+        waiting[0].cancel()
+        waiting.append(runner.submit("fits now", lambda _: None))
+    finish(*waiting)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (AmpExploreError("the text is too short"), "the text is too short"),
+        (ValueError("broken"), "ValueError: broken"),
+        (MemoryError(), "MemoryError: "),
+        (SystemExit(3), "SystemExit: 3"),
+    ],
+)
+def test_a_failing_job_says_why_and_does_not_take_the_worker_with_it(error, message):
+    runner = JobRunner()
+
+    def work(_):
+        raise error
+
+    failing = runner.submit("fails", work)
+    following = runner.submit("follows", lambda _: "fine")
+    finish(failing, following)
+    assert (failing.state, failing.error, failing.result) == ("failed", message, None)
+    assert (following.state, following.result) == ("done", "fine")
+
+
+def test_many_threads_may_submit_and_cancel_at_once():
+    runner, ran = JobRunner(limit=1000), []
+    everything = []
+
+    def visitor(number):
+        for step in range(20):
+            job = runner.submit(f"{number}.{step}", lambda job: ran.append(job.label), urgent=step % 3 == 0)
+            everything.append(job)
+            if step % 4 == 0:
+                job.cancel()
+
+    threads = [threading.Thread(target=visitor, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    finish(*everything)
+    assert sorted(ran) == sorted(job.label for job in everything if job.state == "done")
+    assert {job.state for job in everything} <= {"done", "cancelled"}
