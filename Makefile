@@ -1,9 +1,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --require-hashes -r
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable chrome
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench lint setup-dev fetch chromium
+.PHONY: help setup run test bench lint lock upgrade setup-dev fetch chromium
 
 help:
 	@echo "make setup   install everything into $(VENV) (Python 3.11 or newer; PYTHON=... picks one)"
@@ -11,6 +12,8 @@ help:
 	@echo "make test    set up, fetch, run all tests; those in a browser need Chromium"
 	@echo "make bench   measure what README says of speed, into benchmarks/results.json (a quarter of an hour on two cores)"
 	@echo "make lint    check style and formatting"
+	@echo "make lock    write what requirements.txt admits into the locks, leaving versions as they are where it admits them"
+	@echo "make upgrade move the locks to the newest versions, and run all tests on them"
 
 setup: $(VENV)/.setup
 
@@ -28,18 +31,30 @@ lint: setup-dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
+lock: setup-dev
+	$(BIN)/python .ci/lock.py
+
+upgrade: setup-dev
+	$(BIN)/python .ci/lock.py --upgrade
+	$(MAKE) test
+
 setup-dev: $(VENV)/.setup-dev
 
 fetch: | setup
 	$(BIN)/python -m amp_explore fetch
 
-# The stamps are newer than the requirements they were installed from.
-$(VENV)/.setup: requirements.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+# The locks name everything, so pip has nothing to resolve. Where it is shown a CPU build of torch, it takes that one;
+# the build on PyPI gets the CUDA that it wants.
+# The stamps are newer than the locks they were installed from.
+$(VENV)/.setup: requirements.lock requirements-cpu.lock requirements-cuda.lock | $(BIN)/python
+	$(INSTALL) requirements-cpu.lock --quiet 2>/dev/null || true
+	$(INSTALL) requirements.lock
+	! grep -q '^Requires-Dist: nvidia' $(VENV)/lib*/python3*/site-packages/torch-*.dist-info/METADATA || $(INSTALL) requirements-cuda.lock
 	@touch $@
 
-$(VENV)/.setup-dev: requirements-dev.txt $(VENV)/.setup
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/.setup-dev: requirements-dev.lock $(VENV)/.setup
+	$(INSTALL) requirements-dev.lock
+	$(BIN)/python -m pip check
 	@touch $@
 
 $(BIN)/python:
