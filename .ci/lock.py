@@ -1,4 +1,4 @@
-"""Resolve the requirements anew, and write the locks: exact versions, with the hashes of every file that may be installed.
+"""Resolve the requirements anew, and write the locks: exact versions, with the hashes of every file.
 
 uv does it, for all platforms and for every Python from 3.11 on at once; what is done here is to give torch's builds a
 lock each. The one on PyPI wants gigabytes of CUDA on Linux, which `requirements-cuda.lock` names. Where pip is shown a
