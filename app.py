@@ -4,9 +4,10 @@ import streamlit as st
 
 from amp_explore.models.sharding import devices
 from amp_explore.ui.charts import heads_heatmap
+from amp_explore.ui.frame import open_page
 from amp_explore.ui.live import costs, live_perplexity
+from amp_explore.ui.scoring import scores_or_wait
 from amp_explore.ui.session import Scoring, evaluation
-from amp_explore.ui.shell import open_page, scores_or_wait
 from amp_explore.workbench import LIVE_WINDOWS
 
 state = open_page("Overview")

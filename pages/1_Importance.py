@@ -5,8 +5,9 @@ import streamlit as st
 
 from amp_explore.models.sharding import devices
 from amp_explore.ui.charts import heads_heatmap, histogram, image_options, layer_distribution, neurons_heatmap
+from amp_explore.ui.frame import open_page
+from amp_explore.ui.scoring import scores_or_wait, scoring_options
 from amp_explore.ui.session import windows_of
-from amp_explore.ui.shell import open_page, scores_or_wait, scoring_options
 from amp_explore.ui.text import text_of
 
 state = open_page("Importance")

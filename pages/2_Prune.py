@@ -12,9 +12,11 @@ from amp_explore.studies.recipe import ALLOCATIONS, SHARING, TAKE_THEIR_TIME, Re
 from amp_explore.surgery.costs import costs_of_plan, removed_parameters
 from amp_explore.surgery.repair import METHODS, caveat
 from amp_explore.ui import editors
+from amp_explore.ui.frame import open_page
+from amp_explore.ui.jobs import latest_job, show_failure, submit, wait_for
 from amp_explore.ui.live import live_panel
+from amp_explore.ui.scoring import scores_or_wait, scoring_options
 from amp_explore.ui.session import repair_of, windows_of, workbench
-from amp_explore.ui.shell import latest_job, open_page, scores_or_wait, scoring_options, show_failure, submit, wait_for
 from amp_explore.ui.text import all_explained, explained, option, repair_option
 
 state = open_page("Prune")

@@ -9,9 +9,11 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.keeping.jobs import Job
 from amp_explore.measure.commonsense import TASKS
 from amp_explore.ui.charts import image_options, side_by_side
+from amp_explore.ui.frame import open_page
+from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_for
 from amp_explore.ui.live import live_perplexity
+from amp_explore.ui.scoring import own_text
 from amp_explore.ui.session import WINDOW, Session, evaluation, window_of, workbench
-from amp_explore.ui.shell import clicked, latest_job, open_page, own_text, show_failure, start, wait_for
 from amp_explore.workbench import task_setup
 
 TEXTS = {

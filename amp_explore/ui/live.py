@@ -9,8 +9,8 @@ from amp_explore.keeping.jobs import Job
 from amp_explore.surgery.costs import CONTEXT, costs_of_plan
 from amp_explore.surgery.repair import METHODS
 from amp_explore.texts.calibration import TokenWindows
+from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, submit, wait_for
 from amp_explore.ui.session import Session, evaluation, window_of, workbench
-from amp_explore.ui.shell import clicked, latest_job, show_failure, start, submit, wait_for
 from amp_explore.ui.text import compact, megabytes, signed_percent, text_of
 from amp_explore.workbench import LIVE_WINDOWS
 

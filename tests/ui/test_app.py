@@ -30,7 +30,7 @@ from amp_explore.studies.recipe import ALLOCATIONS, SHARING
 from amp_explore.surgery.costs import costs_of_plan
 from amp_explore.surgery.repair import METHODS
 from amp_explore.texts.calibration import calibration_windows
-from amp_explore.ui import session, shell
+from amp_explore.ui import all_criteria, model_choice, scoring, session
 from amp_explore.workbench import Workbench
 
 APP = Path(__file__).parents[2] / "app.py"
@@ -123,20 +123,20 @@ def load_model(app: AppTest, source: object) -> None:
     press(app, "Load")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_page_renders(visit, page):
-    app = visit(page)
-    title, subheader = PAGES[page]
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_renders(visit, path):
+    app = visit(path)
+    title, subheader = PAGES[path]
     assert [each.value for each in app.title] == [title]
     assert subheader is None or subheader in [each.value for each in app.subheader]
     assert removed(app) == DENSE
     assert errors(app) == ""
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_page_takes_up_the_plan_of_its_link(visit, shape, tiny_model, page):
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_takes_up_the_plan_of_its_link(visit, shape, tiny_model, path):
     plan = random_plan(load(str(tiny_model)), 3)
-    app = visit(page, plan=plan.to_token())
+    app = visit(path, plan=plan.to_token())
     assert removed(app) == counts(plan) != DENSE
     assert errors(app) == ""
     assert app.query_params["plan"] in (plan.to_token(), [plan.to_token()])
@@ -226,7 +226,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_one_before(visit, bad_source):
 
 def test_a_link_to_a_model_that_cannot_be_loaded_falls_back_to_the_default(visit, bad_source, tiny_model, monkeypatch):
     source, about = bad_source
-    for module in (session, shell):
+    for module in (session, model_choice):
         monkeypatch.setattr(module, "DEFAULT_MODEL", str(tiny_model))
     app = visit(model=str(source))
     assert about in errors(app)
@@ -236,7 +236,7 @@ def test_a_link_to_a_model_that_cannot_be_loaded_falls_back_to_the_default(visit
 
 def test_a_default_model_that_cannot_be_loaded_is_told_and_may_be_tried_again(visit, tmp_path, monkeypatch):
     missing = str(tmp_path / "missing")
-    for module in (session, shell):
+    for module in (session, model_choice):
         monkeypatch.setattr(module, "DEFAULT_MODEL", missing)
     app = visit(model=missing)
     assert "missing" in errors(app)
@@ -486,8 +486,8 @@ def test_a_criterion_that_cannot_score_the_model_is_marked_and_the_reason_told(v
     def unavailable(name, loaded):
         return "the reason" if "gradients" in CRITERIA[name].needs or name == "routed-output" else None
 
-    monkeypatch.setattr(shell, "unavailable", unavailable)
-    monkeypatch.setattr(registry, "unavailable", unavailable)
+    for module in (registry, scoring, all_criteria):
+        monkeypatch.setattr(module, "unavailable", unavailable)
     app = visit("pages/1_Importance.py")
     choose(app, "Criterion", "taylor")
     picker = next(box for box in app.selectbox if box.label == "Criterion")
@@ -655,7 +655,7 @@ def test_a_click_outlives_a_run_that_ends_before_it_comes_to_the_button():
     def page():
         import streamlit as st
 
-        from amp_explore.ui.shell import clicked
+        from amp_explore.ui.jobs import clicked
 
         if st.session_state.pop("cut short", False):
             st.rerun()
@@ -713,12 +713,12 @@ def small_shape(monkeypatch):
     monkeypatch.setitem(SHAPES, "small", SHAPES["llama-2-7b"] | sizes | heads)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_random_weights_are_marked_on_every_page_and_have_no_perplexity(visit, small_shape, page):
-    app = visit(page, model="random:small")
+@pytest.mark.parametrize("path", PAGES)
+def test_random_weights_are_marked_on_every_page_and_have_no_perplexity(visit, small_shape, path):
+    app = visit(path, model="random:small")
     assert any(warning.value.startswith("Random weights: ") for warning in app.warning)
     assert [metric.value for metric in app.metric if metric.label == "Perplexity"] == (
-        [] if page in ("pages/1_Importance.py", "pages/4_Speed.py", "pages/5_Criteria.py") else ["–"]
+        [] if path in ("pages/1_Importance.py", "pages/4_Speed.py", "pages/5_Criteria.py") else ["–"]
     )
     assert errors(app) == ""
 

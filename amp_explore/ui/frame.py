@@ -1,0 +1,84 @@
+"""What every page begins with: page settings, the sidebar, a loaded model, messages and the plan's vitals."""
+
+from __future__ import annotations
+
+import streamlit as st
+from transformers.utils import logging as transformers_logging
+
+from amp_explore.ui.jobs import long_jobs, show_long_jobs
+from amp_explore.ui.model_choice import load_chosen, model_picker
+from amp_explore.ui.plan_files import plan_files
+from amp_explore.ui.session import Session, session
+from amp_explore.ui.vitals import show_vitals
+
+PAGES = (
+    ("app.py", "Overview", ":material/home:"),
+    ("pages/1_Importance.py", "Importance", ":material/grid_on:"),
+    ("pages/2_Prune.py", "Prune", ":material/content_cut:"),
+    ("pages/3_Evaluate.py", "Evaluate", ":material/checklist:"),
+    ("pages/4_Speed.py", "Speed", ":material/speed:"),
+    ("pages/5_Criteria.py", "Criteria", ":material/compare_arrows:"),
+)
+
+_STYLE = """<style>
+.stMainBlockContainer {padding: 2.5rem 3rem 4rem}
+/* an open picker is as narrow as its field: long options go on in a second line instead of being cut off */
+[role=option] {height: auto; min-height: 2.5rem}
+[role=option] > [data-item-hl] {white-space: normal; height: auto; padding-block: 0.2rem}
+</style>"""
+
+
+def open_page(title: str) -> Session:
+    """Draw the shell around the page and return the session, its model loaded.
+
+    Stops the script while the model loads.
+    """
+    st.set_page_config(page_title=f"{title} · AMP Explore", page_icon="✂️", layout="wide")
+    transformers_logging.disable_progress_bar()
+    st.html(_STYLE)
+    state = session()
+    if state.page != title:
+        state.page = title
+        state.clicks.clear()
+    with st.sidebar:
+        st.markdown("### :material/content_cut: AMP Explore")
+        for path, label, icon in PAGES:
+            st.page_link(path, label=label, icon=icon)
+        st.divider()
+        vitals = st.container()
+        model_picker(state)
+        files = st.container()
+    st.title(title)
+    notices = st.container()
+    try:
+        load_chosen(state)
+    finally:  # also when the script stops there, or starts over: a message must not wait for the next model
+        with notices:
+            _notices(state)
+    if state.loaded.random:
+        st.warning(
+            "Random weights: speed, memory and counts are real; scores, perplexity and answers mean nothing.",
+            icon=":material/casino:",
+        )
+    with vitals:
+        show_vitals(state)
+        if long_jobs():
+            show_long_jobs()
+    with files, st.expander("Plan file", icon=":material/description:"):
+        plan_files(state)
+    state.mirror()
+    return state
+
+
+def _notices(state: Session) -> None:
+    for number, message in enumerate(list(state.notices)):
+        text, button = st.columns([12, 1], vertical_alignment="center")
+        text.error(message)
+        button.button(
+            "",
+            icon=":material/close:",
+            key=f"dismiss-{number}",
+            help="Dismiss",
+            on_click=state.notices.remove,
+            args=(message,),
+        )

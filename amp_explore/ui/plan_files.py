@@ -1,0 +1,32 @@
+"""The plan as a file: downloaded, and uploaded again."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from amp_explore.errors import AmpExploreError
+from amp_explore.plan import PruningPlan
+from amp_explore.ui.session import Session, session
+
+
+def plan_files(state: Session) -> None:
+    """Buttons to download the plan and to upload one in its place."""
+    st.download_button(
+        "Download plan",
+        state.plan.to_json(),
+        "plan.json",
+        "application/json",
+        width="stretch",
+        icon=":material/download:",
+    )
+    st.file_uploader("Upload a plan", type=["json"], key="plan-upload", on_change=_uploaded)
+
+
+def _uploaded() -> None:
+    state, upload = session(), st.session_state["plan-upload"]
+    if upload is None:
+        return
+    try:
+        state.history.push(PruningPlan.from_json(upload.getvalue(), state.loaded.shape))
+    except AmpExploreError as error:
+        state.notice(f"{upload.name}: {str(error).rstrip('.')}. Your plan is as it was.")

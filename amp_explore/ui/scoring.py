@@ -1,0 +1,157 @@
+"""The pickers for criterion and calibration text, the same on every page, and the scores that they ask for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import streamlit as st
+
+from amp_explore.criteria.registry import CRITERIA, unavailable
+from amp_explore.criteria.scores import Scores, scores_by_lot
+from amp_explore.errors import AmpExploreError
+from amp_explore.keeping.jobs import Job
+from amp_explore.keeping.store import write_atomically
+from amp_explore.models.loading import LoadedModel
+from amp_explore.texts.assets import cache_root
+from amp_explore.ui.jobs import clicked, latest_job, others_wait_for, show_failure, start, wait_for
+from amp_explore.ui.session import Calibration, Scoring, Session, scores_of, window_of, windows_of, workbench
+from amp_explore.ui.text import all_explained, by_reason, explained, option
+
+
+def scores_or_wait(state: Session, scoring: Scoring, *, chosen: bool = True) -> Scores | None:
+    """The scores, at once where what they need is kept.
+
+    Otherwise scoring starts, its progress is shown and None returned. What this person chose before and nobody else
+    waits for is cancelled, if this was `chosen` too. Random weights have nothing to score: their units are ordered by
+    lot.
+    """
+    found = _scores_or_job(state, scoring)
+    job = found if isinstance(found, Job) else None
+    before = state.scoring
+    if chosen:
+        if before is not None and before is not job and not others_wait_for(before):
+            before.cancel()
+        state.scoring = job
+    if job is None:
+        return found
+    wait_for(job)
+    return None
+
+
+def _scores_or_job(state: Session, scoring: Scoring) -> Scores | Job | None:
+    """The scores, or the job that makes them; None where there are none to be had now, and the page says why."""
+    loaded = state.loaded
+    if loaded.random:
+        return scores_by_lot(loaded.shape)
+    for name in (scoring.criterion, scoring.heads_by):
+        if reason := unavailable(name, loaded):
+            st.info(f"{CRITERIA[name].title} cannot score this model: {reason}.")
+            return None
+    try:
+        windows = windows_of(loaded, scoring.calibration)
+        if workbench().has_scores(loaded, windows, scoring.criterion, scoring.heads):
+            return scores_of(loaded, scoring)
+    except AmpExploreError as error:
+        st.error(str(error))
+        return None
+    topic = f"score:{state.fingerprint}:{loaded.dtype}:{windows.digest}:{scoring.criterion}:{scoring.heads_by}"
+    show_failure(topic)
+    failed = (job := latest_job(topic)) is not None and job.state == "failed"
+    idle = topic in state.stopped or failed
+    if not clicked(st, "Score this model", shown=idle, type="primary") and idle:
+        st.info("The heads and neurons of this model are not scored on this text yet.")
+        return None
+    title = CRITERIA[scoring.criterion].title
+    return start(
+        f"Scoring {loaded.name} by {title}",
+        topic,
+        lambda job: workbench().scores(loaded, windows, scoring.criterion, scoring.heads, progress=job) and None,
+    )
+
+
+def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None] | None = None) -> Scoring:
+    """The pickers for criterion and calibration, the same on every page, and what the criterion says."""
+    left, right = container.columns([3, 4])
+
+    def named(name: str) -> str:
+        if unavailable(name, loaded):
+            return f"{CRITERIA[name].title} (not for this model)"
+        return option(CRITERIA[name]) + ("" if CRITERIA[name].heads else " (neurons alone)")
+
+    criterion = left.selectbox(
+        "Criterion",
+        list(CRITERIA),
+        format_func=named,
+        key="criterion",
+        persist_state="session",
+        on_change=on_change,
+        help=all_explained(CRITERIA.values()),
+    )
+    heads = None
+    if CRITERIA[criterion].heads is None:
+        heads = left.selectbox(
+            "Heads by",
+            [name for name, each in CRITERIA.items() if each.heads],
+            format_func=named,
+            key="heads_criterion",
+            persist_state="session",
+            on_change=on_change,
+            help=f"{CRITERIA[criterion].title} scores neurons alone.",
+        )
+    scoring = Scoring(calibration_options(right, loaded), criterion, heads)
+    for name in dict.fromkeys((criterion, scoring.heads_by)):
+        container.caption(f"{explained(CRITERIA[name])} · higher matters more")
+    say_what_is_refused(container, loaded)
+    return scoring
+
+
+def say_what_is_refused(container, loaded: LoadedModel) -> None:
+    """The criteria that cannot score this model, and why."""
+    reasons = {name: reason for name in CRITERIA if (reason := unavailable(name, loaded))}
+    if reasons:
+        container.caption(f":gray[Not for this model · {by_reason(reasons)}]")
+
+
+def calibration_options(container, loaded: LoadedModel) -> Calibration:
+    """The pickers for the calibration text, the same on every page."""
+    left, right = container.columns(2)
+    source = left.selectbox(
+        "Calibration text",
+        ["wiki", "c4", "code", "alpaca", "own text"],
+        format_func={
+            "wiki": "Wikipedia",
+            "c4": "C4",
+            "code": "Code",
+            "alpaca": "Alpaca prompts (hub)",
+            "own text": "Own text",
+        }.get,
+        key="calibration",
+        persist_state="session",
+        help="Bundled texts are split: scores never see the half that perplexity is measured on.",
+    )
+    windows = right.selectbox(
+        f"Windows of {window_of(loaded)} tokens",
+        [8, 16, 32, 64, 128, 256, 512],
+        index=3,
+        key="windows",
+        persist_state="session",
+    )
+    if source != "own text":
+        return Calibration(source=source, windows=windows)
+    return Calibration(text=own_text(container, "calibration"), windows=windows)
+
+
+def own_text(container, purpose: str) -> str | None:
+    """The path of the text that the person uploaded for this purpose; None, and Wikipedia instead, before that."""
+    upload = container.file_uploader(f"Text for {purpose} (UTF-8)", type=["txt", "md", "text"])
+    if upload is not None:
+        data = upload.getvalue()
+        path = cache_root() / "texts" / f"{hashlib.sha256(data).hexdigest()[:16]}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+        st.session_state[f"text for {purpose}"] = str(path)
+    kept = st.session_state.get(f"text for {purpose}")
+    if kept is None:
+        container.info("Upload a text file; until then, Wikipedia is used.")
+    return kept

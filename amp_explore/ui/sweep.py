@@ -1,0 +1,126 @@
+"""What the plans of all criteria, ratios, budgets and repairs leave: a background job, a curve and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from amp_explore.criteria.registry import CRITERIA, unavailable
+from amp_explore.keeping.jobs import Job
+from amp_explore.models.loading import LoadedModel
+from amp_explore.models.sharding import devices
+from amp_explore.studies import comparison
+from amp_explore.studies.recipe import ALLOCATIONS
+from amp_explore.surgery.repair import METHODS
+from amp_explore.texts.calibration import TokenWindows
+from amp_explore.ui.charts import image_options, quality_curves
+from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_for
+from amp_explore.ui.session import Calibration, evaluation, repair_of, workbench
+from amp_explore.ui.text import option, repair_option, text_of
+
+
+def sweep(loaded: LoadedModel, calibration: Calibration, windows: TokenWindows) -> None:
+    """Pickers for criteria, ratios, budgets and repairs, the job that compares all their plans, and what it found.
+
+    `windows` are those of `calibration` that the criteria score on.
+    """
+    st.subheader("What their plans leave")
+    upper, middle, lower = st.columns([3, 2]), st.columns(2), st.columns([3, 1], vertical_alignment="bottom")
+    names = upper[0].multiselect(
+        "Criteria",
+        [name for name in CRITERIA if not unavailable(name, loaded)],
+        ["amp", "wanda-sp", "flap"],
+        format_func=lambda name: option(CRITERIA[name]),
+        key="sweep_criteria",
+        persist_state="session",
+    )
+    ratios = upper[1].multiselect(
+        "Percent of all parameters",
+        [5, 10, 15, 20, 25, 30, 40, 50],
+        [10, 20],
+        key="sweep_ratios",
+        persist_state="session",
+    )
+    budgets = middle[0].multiselect(
+        "Budgets",
+        list(ALLOCATIONS),
+        ["uniform"],
+        key="sweep_allocations",
+        format_func=lambda name: option(ALLOCATIONS[name]),
+        persist_state="session",
+    )
+    methods = middle[1].multiselect(
+        "Repairs",
+        ["none", *METHODS],
+        ["none"],
+        key="sweep_repairs",
+        format_func=repair_option,
+        persist_state="session",
+    )
+    count = lower[0].select_slider(
+        "Windows for perplexity", [1, 4, 16, 64], 4, key="sweep_windows", persist_state="session"
+    )
+    text, topic = evaluation(loaded, count), f"sweep:{loaded.shape.fingerprint}:{loaded.dtype}"
+    repairs = [None if method == "none" else repair_of(loaded, method, calibration) for method in methods]
+    # Stays with the rows: the pickers may move on.
+    said = f"Perplexity on {text_of(text)}; scores on {text_of(windows)}; {loaded.dtype} on {devices(loaded.model)}."
+
+    def work(job: Job) -> tuple[list[comparison.Row], str]:
+        wanted = comparison.recipes([percent / 100 for percent in sorted(ratios)], names, budgets)
+        rows = comparison.compare(
+            workbench(),
+            loaded,
+            windows,
+            text,
+            wanted,
+            repairs,
+            progress=job,
+            report=lambda rows: setattr(job, "partial", (rows, said)),
+        )
+        return rows, said
+
+    job = latest_job(topic)
+    running = job is not None and job.active
+    if clicked(
+        lower[1],
+        "Compare",
+        type="primary",
+        disabled=running or not all((names, ratios, budgets, methods)),
+        width="stretch",
+    ):
+        job = start("Comparison", topic, work)
+        running = job is not None
+    if running:
+        wait_for(job)
+    show_failure(topic)
+    rows, caption = (job is not None and (job.result or job.partial)) or ([], "")
+    if rows:
+        _results(rows, caption)
+
+
+def _results(rows: Sequence[comparison.Row], caption: str) -> None:
+    """The plans as curves and in a table."""
+    table = pd.DataFrame([row.as_dict() for row in rows])
+    titles = {name: method.title for name, method in (CRITERIA | ALLOCATIONS | METHODS).items()}
+    st.plotly_chart(quality_curves(table, titles), key="quality", config=image_options("quality", "PNG"))
+    hidden = ["heads_criterion", "loss", "plan"]
+    if table["loss_stderr"].isna().all():  # a single window
+        hidden.append("loss_stderr")
+    st.dataframe(
+        table.drop(columns=hidden).replace(titles),
+        hide_index=True,
+        column_config={
+            "allocation": "budget",
+            "ratio": st.column_config.NumberColumn("asked for", format="percent"),
+            "removed": st.column_config.NumberColumn(format="percent"),
+            "parameters": st.column_config.NumberColumn(format="localized"),
+            "perplexity": st.column_config.NumberColumn(format="%.2f"),
+            "loss_stderr": st.column_config.NumberColumn("loss ±", format="%.4f"),
+        },
+    )
+    st.download_button(
+        "CSV", table.to_csv(index=False), "comparison.csv", "text/csv", icon=":material/download:", key="sweep_csv"
+    )
+    st.caption(caption)

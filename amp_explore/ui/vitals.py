@@ -1,0 +1,59 @@
+"""The plan's vitals in the sidebar: what is left of the model, undo and redo."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from amp_explore.models.sharding import devices
+from amp_explore.surgery.costs import costs_of_plan
+from amp_explore.surgery.repair import METHODS
+from amp_explore.ui.session import Session
+from amp_explore.ui.text import compact, signed_percent
+
+
+def show_vitals(state: Session) -> None:
+    """Counts of the current plan, each with its change against dense, and the buttons of its undo stack."""
+    plan, shape = state.plan, state.loaded.shape
+    costs = costs_of_plan(plan)
+    heads, neurons = plan.removed_per_layer("heads").sum(), plan.removed_per_layer("neurons").sum()
+    st.caption(f"**{state.loaded.name}** · {state.loaded.dtype} · {devices(state.loaded.model)}")
+    st.markdown(
+        f"**{compact(costs.parameters)}** parameters ({signed_percent(costs.parameters, shape.parameters)})  \n"
+        f"**{heads:,}** of {sum(shape.heads):,} heads removed  \n"
+        f"**{neurons:,}** of {sum(shape.neurons):,} neurons removed"
+        + (f"  \nrepaired: {METHODS[plan.repair.method].title.lower()}" if plan.repair and not plan.is_empty else "")
+    )
+    history = state.history
+    undo, redo = st.columns(2)
+    undo.button(
+        "",
+        icon=":material/undo:",
+        key="undo",
+        help="Undo",
+        shortcut="Ctrl+Z",
+        width="stretch",
+        disabled=history.position == 0,
+        on_click=history.step,
+        args=(-1,),
+    )
+    redo.button(
+        "",
+        icon=":material/redo:",
+        key="redo",
+        help="Redo",
+        shortcut="Ctrl+Y",
+        width="stretch",
+        disabled=history.position == len(history.plans) - 1,
+        on_click=history.step,
+        args=(1,),
+    )
+    st.button(
+        "Back to the dense model",
+        icon=":material/restart_alt:",
+        key="clear",
+        help="Can be undone",
+        width="stretch",
+        disabled=plan.is_empty,
+        on_click=history.push,
+        args=(state.dense,),
+    )
