@@ -126,7 +126,7 @@ def test_the_commands_of_the_readme_are_real():
         if arguments and "..." not in arguments and "…" not in arguments:
             parsed.append(arguments[0])
             try:
-                cli._parser().parse_args(arguments)
+                cli.parser().parse_args(arguments)
             except SystemExit as end:
                 assert end.code == 0, f"python -m amp_explore {command}"
     assert {"score", "plan", "measure"} <= set(parsed)

@@ -86,3 +86,14 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
             self._bar = self._showing = None
+
+
+def quiet() -> None:
+    """Keep the libraries' own progress bars and warnings off a terminal that has ours."""
+    from logging import ERROR, getLogger
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    getLogger("accelerate").setLevel(ERROR)

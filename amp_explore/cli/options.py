@@ -1,0 +1,94 @@
+"""Options that several commands share, and what stands behind them: the model, and the text it is scored on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amp_explore.cli.terminal import ProgressBar, quiet
+
+if TYPE_CHECKING:  # the engine takes seconds to import, which --help and a wrong option need not wait for
+    from amp_explore.models.loading import LoadedModel
+    from amp_explore.texts.calibration import TokenWindows
+    from amp_explore.workbench import Workbench
+
+EVALUATION = ("wiki", "c4", "code", "wikitext2")
+EVALUATION_WINDOWS = 64  # of the bundled text, unless asked otherwise
+
+
+def add_model(parser: argparse.ArgumentParser, *, dtype: str) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="M", help="demo, a hub id, a folder, a .gguf file, or random:SHAPE"
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, cuda:1, ...; balanced or sequential spread over several devices",
+    )
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default=dtype)
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--criterion", default="amp", metavar="NAME", help="default amp; see `criteria`")
+    parser.add_argument(
+        "--heads-criterion", metavar="NAME", help="another criterion for heads (default: the same, or amp)"
+    )
+    add_calibration(parser)
+
+
+def add_calibration(parser: argparse.ArgumentParser, *, windows: int = 64) -> None:
+    parser.add_argument(
+        "--calibration",
+        choices=["wiki", "c4", "code", "alpaca"],
+        default="wiki",
+        help="bundled text, or alpaca (hub)",
+    )
+    parser.add_argument("--text", type=Path, metavar="FILE", help="own calibration text")
+    parser.add_argument("--windows", type=int, default=windows, metavar="N")
+    add_windows(parser)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="draws the calibration windows, and the units of --order random"
+    )
+
+
+def add_windows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--window", type=int, default=512, metavar="T", help="tokens per window")
+    parser.add_argument(
+        "--bos", choices=["auto", "always", "never"], default="auto", help="a BOS in front of each window"
+    )
+
+
+def ratios(text: str) -> list[float]:
+    """Type of an option: one number, or several with commas between them."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, nor numbers with commas between them") from None
+
+
+def names(text: str) -> list[str]:
+    """Type of an option: names with commas between them."""
+    return [name for name in text.split(",") if name]
+
+
+def open_model(options: argparse.Namespace, progress: ProgressBar) -> tuple[Workbench, LoadedModel]:
+    """The model that the options name, on a workbench."""
+    from amp_explore.workbench import Workbench
+
+    quiet()
+    bench = Workbench()
+    return bench, bench.pool.get(options.model, device=options.device, dtype=options.dtype, progress=progress)
+
+
+def calibration(loaded: LoadedModel, options: argparse.Namespace) -> TokenWindows:
+    """The windows that the options name."""
+    from amp_explore.texts.calibration import calibration_windows
+
+    return calibration_windows(loaded.tokenizer, **text_of(options))
+
+
+def text_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that name the calibration text, as `calibration_windows` takes them."""
+    named = {name: getattr(options, name) for name in ("text", "window", "windows", "bos", "seed")}
+    return {"source": options.calibration, **named}

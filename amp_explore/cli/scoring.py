@@ -1,0 +1,155 @@
+"""`score` and `plan`: what each unit is worth, and which of them go."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from amp_explore.cli.options import add_model, add_scoring, calibration, open_model, ratios, text_of
+from amp_explore.cli.terminal import ProgressBar, on
+from amp_explore.errors import AmpExploreError
+
+_RECIPE = ("criterion", "heads_criterion", "allocation", "order", "seed", "multiple", "whole_groups")
+_RECIPE += ("first", "last", "steps", "generations")
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    score = commands.add_parser("score", help="score every head and neuron")
+    add_model(score, dtype="float32")
+    add_scoring(score)
+    score.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="safetensors: heads and neurons, (layers, units)",
+    )
+    score.set_defaults(command=_score)
+
+    plan = commands.add_parser("plan", help="decide which heads and neurons go")
+    add_model(plan, dtype="float32")
+    size = plan.add_argument_group("how much goes (one of)")
+    size.add_argument("--ratio", type=float, metavar="R", help="share of all the model's parameters")
+    size.add_argument("--flops", type=float, metavar="R", help="share of the FLOPs of a token")
+    size.add_argument("--parameters", type=float, metavar="N", help="so many parameters stay, e.g. 100e6")
+    size.add_argument("--megabytes", type=float, metavar="M", help="so many MiB of weights stay, in --dtype")
+    size.add_argument(
+        "--layers-worth",
+        type=float,
+        metavar="K",
+        help="as many parameters as K whole layers (the AMP authors' unit)",
+    )
+    size.add_argument(
+        "--heads-ratio",
+        type=ratios,
+        metavar="R",
+        help="share of heads; one number, or one per layer: 0.1,0.2,...",
+    )
+    size.add_argument("--neurons-ratio", type=ratios, metavar="R", help="share of neurons, likewise")
+    plan.add_argument(
+        "--allocation", default="uniform", metavar="NAME", help="how layers share the ratio; see `allocations`"
+    )
+    plan.add_argument("--first", type=int, default=1, metavar="N", help="with protect: lowest layers left whole")
+    plan.add_argument("--last", type=int, default=1, metavar="N", help="with protect: highest layers left whole")
+    plan.add_argument("--steps", type=int, default=5, metavar="N", help="with iterative: steps")
+    plan.add_argument("--generations", type=int, default=30, metavar="N", help="with search: generations")
+    plan.add_argument(
+        "--repair",
+        choices=["none", "bias", "least-squares", "sequential"],
+        default="none",
+        help="fit what remains on the calibration text, whenever the plan is run",
+    )
+    plan.add_argument(
+        "--multiple-of",
+        dest="multiple",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with uniform, protect or angular: layers keep a multiple of N neurons (GPUs like 64 or 128)",
+    )
+    plan.add_argument(
+        "--whole-groups",
+        action="store_true",
+        help="with uniform, protect or angular: heads go with their whole KV group, neurons with their whole expert",
+    )
+    plan.add_argument(
+        "--order", choices=["standard", "reversed", "random"], default="standard", help="which units go first"
+    )
+    plan.add_argument("--scores", type=Path, metavar="FILE", help="scores made by `score`, instead of scoring now")
+    add_scoring(plan)
+    plan.add_argument("--out", type=Path, required=True, metavar="FILE", help="the plan, JSON")
+    plan.set_defaults(command=_plan)
+
+
+def _score(options: argparse.Namespace, progress: ProgressBar) -> None:
+    from amp_explore.keeping.store import write_atomically
+
+    bench, loaded = open_model(options, progress)
+    windows = calibration(loaded, options)
+    scores = bench.scores(loaded, windows, options.criterion, options.heads_criterion, progress=progress)
+    described = {"criterion": options.criterion, **loaded.describe(), **windows.describe()}
+    write_atomically(options.out, scores.to_safetensors(**{key: str(value) for key, value in described.items()}))
+    progress.clear()
+    print(f"{options.out}: {options.criterion} scores of {loaded.name} on {on(windows.describe())}")
+
+
+def _plan(options: argparse.Namespace, progress: ProgressBar) -> None:
+    from amp_explore.budgets import allocation
+    from amp_explore.criteria.scores import Scores
+    from amp_explore.keeping.store import write_atomically
+    from amp_explore.studies.recipe import TAKE_THEIR_TIME, Recipe, make_plan
+    from amp_explore.surgery import costs
+    from amp_explore.surgery.repair import caveat
+
+    units = options.heads_ratio is not None or options.neurons_ratio is not None
+    sizes = ("ratio", "flops", "parameters", "megabytes", "layers_worth")
+    asked = [name for name in sizes if getattr(options, name) is not None]
+    if len(asked) + units != 1:
+        raise AmpExploreError(
+            "say how much goes by one of --ratio, --flops, --parameters, --megabytes, --layers-worth, or "
+            "--heads-ratio with --neurons-ratio"
+        )
+    if options.scores and options.allocation == "iterative":
+        raise AmpExploreError("small steps score anew before each step; leave out --scores")
+    bench, loaded = open_model(options, progress)
+    scores = Scores.load(options.scores, loaded.shape) if options.scores else None
+    scored = scores is None and options.order != "random"
+    measured = options.allocation in {"angular", *TAKE_THEIR_TIME}
+    windows = calibration(loaded, options) if scored or measured else None
+    repair = None if options.repair == "none" else bench.repair_by(loaded, options.repair, **text_of(options))
+    if units:
+        if scored:
+            scores = bench.scores(loaded, windows, options.criterion, options.heads_criterion, progress=progress)
+        ranking = allocation.rank(loaded.shape, scores, options.order, options.seed)
+        layers = len(loaded.shape.layers)
+        spread = [
+            ratios * layers if len(ratios) == 1 else ratios
+            for ratios in (options.heads_ratio or [0.0], options.neurons_ratio or [0.0])
+        ]
+        plan = allocation.allocate_by_layer(ranking, *spread)
+        made_by = {"criterion": options.criterion, "order": options.order, "seed": options.seed}
+        made_by |= {"heads_ratio": options.heads_ratio, "neurons_ratio": options.neurons_ratio}
+    else:
+        shape, size = loaded.shape, getattr(options, asked[0])
+        ratio = {
+            "parameters": lambda: allocation.ratio_that_leaves(shape, size),
+            "megabytes": lambda: allocation.ratio_that_leaves(shape, size * 2**20 / shape.bytes_per_parameter),
+            "layers_worth": lambda: allocation.ratio_of_layers(shape, size),
+        }.get(asked[0], lambda: size)()
+        counted = "flops" if asked == ["flops"] else "parameters"
+        recipe = Recipe(ratio, counted=counted, **{name: getattr(options, name) for name in _RECIPE})
+        plan = make_plan(bench, loaded, windows, recipe, scores=scores, repair=repair, progress=progress)
+        made_by = dict(plan.made_by)
+    if options.scores:
+        made_by["scores"] = options.scores.name
+    elif scored:
+        made_by |= {"dtype": loaded.dtype, "calibration": windows.describe()}
+    plan = plan.repaired(repair)
+    write_atomically(options.out, plan.described(**made_by).to_json().encode())
+    progress.clear()
+    share = costs.removed_parameters(plan) / loaded.shape.parameters
+    heads, neurons = plan.removed_per_layer("heads").sum(), plan.removed_per_layer("neurons").sum()
+    print(f"{options.out}: {heads} heads and {neurons} neurons go, {share:.2%} of all parameters")
+    if repair and (said := caveat(repair.method, loaded.shape, bench.repair_windows(loaded, repair))):
+        print(f"note: {said}", file=sys.stderr)

@@ -1,0 +1,61 @@
+"""`fetch` and `run`: the demo model and the offline data, and the dashboard."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from amp_explore.cli.terminal import ProgressBar, quiet
+from amp_explore.errors import AmpExploreError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    fetch = commands.add_parser("fetch", help="fetch the demo model and the offline data into cache/")
+    fetch.set_defaults(command=_fetch)
+
+    run = commands.add_parser("run", help="open the dashboard on 127.0.0.1")
+    run.add_argument("--port", type=int, default=8501)
+    run.add_argument("--no-browser", action="store_true", help="only serve")
+    run.set_defaults(command=_run)
+
+
+def _fetch(options: argparse.Namespace, progress: ProgressBar) -> None:
+    from amp_explore.models.loading import load
+    from amp_explore.texts import assets
+
+    assets.fetch(progress=progress)
+    quiet()
+    load("demo", dtype="float32", progress=progress)  # converts the GGUF, once
+    progress.clear()
+    print(f"the demo model and the offline data are in {assets.cache_root()}")
+
+
+def _run(options: argparse.Namespace, progress: ProgressBar) -> None:
+    from amp_explore.workbench import prepare_demo
+
+    quiet()
+    prepare_demo(progress)
+    progress.clear()
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(options.port)]
+    command += ["--server.headless", "true" if options.no_browser or not _can_open_browser() else "false"]
+    print(f"AMP Explore is opening on http://127.0.0.1:{options.port} (Ctrl+C ends it)", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server must not outlive this process
+    server = subprocess.Popen(command, cwd=ROOT)
+    try:
+        code = server.wait()
+    finally:
+        server.terminate()
+    if code:
+        raise AmpExploreError(
+            f"the dashboard ended with code {code}; see its message above (is port {options.port} taken?)"
+        )
+
+
+def _can_open_browser() -> bool:
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
