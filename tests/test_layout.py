@@ -26,7 +26,7 @@ FLOORS = (
     ("plan",),
     ("models",),
     ("texts",),
-    ("folders",),
+    ("folders", "processes"),
     ("progress", "errors"),
 )
 LONGEST = 400  # lines of a module

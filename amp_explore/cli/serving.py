@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 from amp_explore.cli.terminal import ProgressBar, quiet
 from amp_explore.errors import AmpExploreError
+from amp_explore.processes import PythonModule
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,11 +42,11 @@ def _run(options: argparse.Namespace, progress: ProgressBar) -> None:
     quiet()
     prepare_demo(progress)
     progress.clear()
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(options.port)]
-    command += ["--server.headless", "true" if options.no_browser or not _can_open_browser() else "false"]
+    headless = "true" if options.no_browser or not _can_open_browser() else "false"
+    command = ["streamlit", "run", "app.py", "--server.port", str(options.port), "--server.headless", headless]
     print(f"AMP Explore is opening on http://127.0.0.1:{options.port} (Ctrl+C ends it)", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server must not outlive this process
-    server = subprocess.Popen(command, cwd=ROOT)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is ended in an orderly way
+    server = PythonModule(*command, cwd=ROOT)
     try:
         code = server.wait()
     finally:
