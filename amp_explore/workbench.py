@@ -28,10 +28,11 @@ from amp_explore.criteria import registry
 from amp_explore.criteria.layer import Evidence
 from amp_explore.criteria.scores import Scores
 from amp_explore.errors import AmpExploreError, PlanError, TooLarge
+from amp_explore.keeping import keys
 from amp_explore.keeping.evidence import VERSIONS, Observation
 from amp_explore.keeping.keys import numerics, on_text
 from amp_explore.keeping.store import Key, Store
-from amp_explore.measure import commonsense, speed
+from amp_explore.measure import commonsense, identities, speed
 from amp_explore.measure.boundaries import Boundaries
 from amp_explore.measure.perplexity import perplexity
 from amp_explore.measure.roofline import Machine, measure_machine
@@ -97,6 +98,18 @@ class Workbench:
         self._kept: WeakKeyDictionary[LoadedModel, _Kept] = WeakKeyDictionary()
         self._machines: dict[tuple, Machine] = {}
         self._lock = threading.Lock()
+
+    def check_libraries(self, *, progress: Progress = no_progress) -> list[str]:
+        """What does not hold, a sentence each, that every number rests on; nothing is tried where the lock names all
+        libraries' versions, for the tests passed with those. Other sets of versions are tried once, half a minute."""
+        if not identities.untried():
+            return []
+        compute = partial(identities.check_libraries, progress=progress)
+        return self.store.measurement("check", "", "", _check_setup(), lambda: list(map(str, compute())))
+
+    def known_failures(self) -> list[str] | None:
+        """What `check_libraries` would answer at once, or None."""
+        return self.store.find_measurement("check", "", "", _check_setup()) if identities.untried() else []
 
     def evidence(
         self,
@@ -351,6 +364,10 @@ def _models_in_memory() -> int:
             f"AMP_EXPLORE_MODELS is {asked!r}; set it to how many models may stay in memory, 1 or more"
         )
     return int(asked)
+
+
+def _check_setup() -> Key:
+    return {"libraries": identities.versions(), "check": identities.VERSION, "code": keys.VERSION}
 
 
 def perplexity_setup(loaded: LoadedModel, windows: TokenWindows) -> Key:

@@ -55,6 +55,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SERVER_LOGS] = []
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _tried_versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever is installed counts as tried, here and in servers: that is what these tests are for."""
+    from amp_explore.measure.identities import versions
+
+    lock = tmp_path_factory.mktemp("lock") / "requirements.lock"
+    lock.write_text("".join(f"{name}=={found.split('+')[0]}\n" for name, found in versions().items()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMP_EXPLORE_LOCK", str(lock))
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"page", "chromium"} & set(getattr(item, "fixturenames", ())):

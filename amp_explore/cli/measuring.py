@@ -95,6 +95,8 @@ def _measure(options: argparse.Namespace, progress: ProgressBar) -> None:
         "dense": {},
         "pruned": None,
     }
+    if failures := bench.known_failures():
+        report["failed_checks"] = failures
     for side, which in sides.items():
         progress.side = side
         report[side] = costs_of_model(bench.sliced(loaded, which, progress=progress)).as_dict()

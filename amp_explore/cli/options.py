@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ def add_model(parser: argparse.ArgumentParser, *, dtype: str) -> None:
     parser.add_argument(
         "--model", required=True, metavar="M", help="demo, a hub id, a folder, a .gguf file, or random:SHAPE"
     )
+    add_device(parser, dtype=dtype)
+
+
+def add_device(parser: argparse.ArgumentParser, *, dtype: str) -> None:
     parser.add_argument(
         "--device",
         default="auto",
@@ -73,11 +78,14 @@ def names(text: str) -> list[str]:
 
 
 def open_model(options: argparse.Namespace, progress: ProgressBar) -> tuple[Workbench, LoadedModel]:
-    """The model that the options name, on a workbench."""
+    """The model that the options name, on a workbench. What failed of the libraries' check is said."""
     from amp_explore.workbench import Workbench
 
     quiet()
     bench = Workbench()
+    for failure in bench.check_libraries(progress=progress):
+        progress.clear()
+        print(f"warning: trust no number of this installation: {failure}", file=sys.stderr)
     return bench, bench.pool.get(options.model, device=options.device, dtype=options.dtype, progress=progress)
 
 

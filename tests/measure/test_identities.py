@@ -84,10 +84,7 @@ def test_only_versions_beside_the_lock_are_untried(tmp_path, monkeypatch):
     lock = tmp_path / "requirements.lock"
     lines = [f"{name}=={found.split('+')[0]} ; python_full_version >= '3.11' \\" for name, found in versions().items()]
     lock.write_text("\n".join(["# a comment", *lines, "    --hash=sha256:00"]))
-    monkeypatch.setattr(identities, "_LOCK", lock)
-    untried.cache_clear()
+    monkeypatch.setenv("AMP_EXPLORE_LOCK", str(lock))
     assert untried() == {}
     lock.write_text(lock.read_text().replace("transformers==", "transformers==9."))
-    untried.cache_clear()
     assert untried() == {"transformers": versions()["transformers"]}
-    untried.cache_clear()
