@@ -351,6 +351,7 @@ def prepare_demo(progress: Progress = no_progress) -> None:
     """
     assets.fetch(progress=progress)
     bench = Workbench()
+    bench.check_libraries(progress=progress)
     loaded = bench.pool.get("demo", progress=progress)
     bench.evidence(loaded, calibration_windows(loaded.tokenizer), progress=progress)
     live = evaluation_windows(loaded.tokenizer, windows=LIVE_WINDOWS)

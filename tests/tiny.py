@@ -22,8 +22,10 @@ from amp_explore.models.tiny import (
     make as as_published,
 )
 from amp_explore.plan import PruningPlan
+from amp_explore.texts.calibration import TokenWindows
 
 FAMILIES = tuple(SPECS)
+LENGTHS = (3, 17, 9, 17, 1, 30)
 
 
 @lru_cache
@@ -40,3 +42,24 @@ def random_plan(loaded: LoadedModel, seed: int, *, extreme: bool = True) -> Prun
 
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def everything_removed(loaded: LoadedModel) -> PruningPlan:
+    plan = PruningPlan.empty(loaded.shape)
+    last = len(loaded.shape.layers) - 1
+    return plan.with_box("heads", (0, 0, last, 10**6), True).with_box("neurons", (0, 0, last, 10**6), True)
+
+
+def windows_of(count, length, *, bos=False, seed=0) -> TokenWindows:
+    ids = tokens(count, length, seed)
+    if bos:
+        ids = torch.cat((torch.ones(count, 1, dtype=torch.long), ids), 1)
+    return TokenWindows(tuple(ids), "made up", bos)
+
+
+def prompts(*lengths: int) -> TokenWindows:
+    return TokenWindows(tuple(tokens(1, length, seed)[0] for seed, length in enumerate(lengths)), "made up", False)

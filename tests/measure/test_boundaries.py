@@ -5,8 +5,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from test_perplexity import windows_of
-from tiny import FAMILIES, HIDDEN, LAYERS, random_plan, tiny
+from tiny import FAMILIES, HIDDEN, LAYERS, random_plan, tiny, windows_of
 
 from amp_explore.measure.boundaries import Boundaries
 from amp_explore.measure.perplexity import perplexity

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny import FAMILIES, LAYERS, random_plan, tiny, tokens
+from tiny import FAMILIES, LAYERS, random_plan, tiny, tokens, windows_of
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.measure.perplexity import perplexity
@@ -16,13 +16,6 @@ from amp_explore.surgery.slicing import slice_model
 from amp_explore.texts.calibration import TokenWindows
 
 module = importlib.import_module("amp_explore.measure.perplexity")
-
-
-def windows_of(count, length, *, bos=False, seed=0) -> TokenWindows:
-    ids = tokens(count, length, seed)
-    if bos:
-        ids = torch.cat((torch.ones(count, 1, dtype=torch.long), ids), 1)
-    return TokenWindows(tuple(ids), "made up", bos)
 
 
 @torch.inference_mode()

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from test_slicing import relative_error
-from test_statistics import LENGTHS, prompts
-from tiny import HIDDEN, NEURONS, as_published, tiny, tokens
+from tiny import HIDDEN, LENGTHS, NEURONS, as_published, prompts, relative_error, tiny, tokens
 
 from amp_explore.budgets.allocation import allocate, rank
 from amp_explore.criteria.scores import scores_by_lot

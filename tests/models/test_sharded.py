@@ -12,10 +12,18 @@ import psutil
 import pytest
 import torch
 from made_up import save_tiny
-from test_perplexity import windows_of
-from test_slicing import everything_removed, relative_error
-from test_statistics import LENGTHS, prompts
-from tiny import FAMILIES, LAYERS, random_plan, tiny, tokens
+from tiny import (
+    FAMILIES,
+    LAYERS,
+    LENGTHS,
+    everything_removed,
+    prompts,
+    random_plan,
+    relative_error,
+    tiny,
+    tokens,
+    windows_of,
+)
 
 from amp_explore.errors import ModelError
 from amp_explore.measure.boundaries import Boundaries

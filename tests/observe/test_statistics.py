@@ -7,7 +7,7 @@ import pytest
 import torch
 from made_up import layer_shape, model_shape
 from safetensors.torch import save_file
-from tiny import LAYERS, tiny, tokens
+from tiny import LAYERS, LENGTHS, prompts, tiny, tokens
 
 from amp_explore.criteria.scores import Scores
 from amp_explore.errors import AmpExploreError
@@ -16,12 +16,6 @@ from amp_explore.observe.statistics import collect, collect_with_grams, split_wi
 from amp_explore.progress import Cancelled
 from amp_explore.texts.calibration import TokenWindows
 from benchmarks import scoring
-
-LENGTHS = (3, 17, 9, 17, 1, 30)
-
-
-def prompts(*lengths: int) -> TokenWindows:
-    return TokenWindows(tuple(tokens(1, length, seed)[0] for seed, length in enumerate(lengths)), "made up", False)
 
 
 def test_statistics_do_not_depend_on_how_prompts_are_batched():

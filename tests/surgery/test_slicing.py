@@ -5,7 +5,7 @@ sliced equals masked, cached equals full, empty equals dense.
 
 import pytest
 import torch
-from tiny import FAMILIES, as_published, random_plan, tiny, tokens
+from tiny import FAMILIES, as_published, everything_removed, random_plan, relative_error, tiny, tokens
 
 from amp_explore.measure.generation import cached_logits
 from amp_explore.models.loading import from_model
@@ -15,16 +15,6 @@ from amp_explore.surgery.masking import mask
 from amp_explore.surgery.slicing import slice_model
 
 SEEDS = range(4)
-
-
-def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
-
-
-def everything_removed(loaded):
-    plan = PruningPlan.empty(loaded.shape)
-    last = len(loaded.shape.layers) - 1
-    return plan.with_box("heads", (0, 0, last, 10**6), True).with_box("neurons", (0, 0, last, 10**6), True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
