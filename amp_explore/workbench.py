@@ -104,12 +104,18 @@ class Workbench:
         libraries' versions, for the tests passed with those. Other sets of versions are tried once, half a minute."""
         if not identities.untried():
             return []
-        compute = partial(identities.check_libraries, progress=progress)
-        return self.store.measurement("check", "", "", _check_setup(), lambda: list(map(str, compute())))
+
+        def compute() -> dict[str, list[str]]:
+            return {"failures": [str(failure) for failure in identities.check_libraries(progress=progress)]}
+
+        return self.store.measurement("check", "", "", _check_setup(), compute)["failures"]
 
     def known_failures(self) -> list[str] | None:
         """What `check_libraries` would answer at once, or None."""
-        return self.store.find_measurement("check", "", "", _check_setup()) if identities.untried() else []
+        if not identities.untried():
+            return []
+        found = self.store.find_measurement("check", "", "", _check_setup())
+        return found and found["failures"]
 
     def evidence(
         self,
