@@ -19,3 +19,7 @@ class DataError(AmpExploreError):
 
 class TooLarge(AmpExploreError):
     """It does not fit into the device's memory."""
+
+
+class CacheError(AmpExploreError):
+    """The cache cannot be read, or nothing more can be kept in it."""

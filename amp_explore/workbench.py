@@ -30,8 +30,8 @@ from amp_explore.criteria.scores import Scores
 from amp_explore.errors import AmpExploreError, PlanError, TooLarge
 from amp_explore.keeping import keys
 from amp_explore.keeping.evidence import VERSIONS, Observation
-from amp_explore.keeping.keys import numerics, on_text
-from amp_explore.keeping.store import Key, Store
+from amp_explore.keeping.keys import Key, numerics, on_text
+from amp_explore.keeping.store import Store
 from amp_explore.measure import commonsense, identities, speed
 from amp_explore.measure.boundaries import Boundaries
 from amp_explore.measure.perplexity import perplexity

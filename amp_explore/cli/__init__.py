@@ -7,7 +7,6 @@ an error is one line that says what to do next.
 from __future__ import annotations
 
 import argparse
-import sqlite3
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -26,12 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.command(options, progress)
     except AmpExploreError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except sqlite3.Error as error:
-        print(
-            f"error: the cache's runs.sqlite cannot be used ({error}); move it away, or set AMP_EXPLORE_CACHE",
-            file=sys.stderr,
-        )
         return 1
     except OSError as error:
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)

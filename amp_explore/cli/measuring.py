@@ -76,7 +76,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _measure(options: argparse.Namespace, progress: ProgressBar) -> None:
-    from amp_explore.keeping.store import write_atomically
+    from amp_explore.folders import write_atomically
     from amp_explore.measure import commonsense
     from amp_explore.plan import PruningPlan
     from amp_explore.surgery.costs import costs_of_model
@@ -134,7 +134,7 @@ def _measure(options: argparse.Namespace, progress: ProgressBar) -> None:
 
 
 def _ablate(options: argparse.Namespace, progress: ProgressBar) -> None:
-    from amp_explore.keeping.store import write_atomically
+    from amp_explore.folders import write_atomically
     from amp_explore.studies.ablation import ablate
 
     bench, loaded = open_model(options, progress)
@@ -149,7 +149,7 @@ def _ablate(options: argparse.Namespace, progress: ProgressBar) -> None:
 def _compare(options: argparse.Namespace, progress: ProgressBar) -> None:
     import pandas as pd
 
-    from amp_explore.keeping.store import write_atomically
+    from amp_explore.folders import write_atomically
     from amp_explore.plan import REPAIRS
     from amp_explore.studies import comparison
     from amp_explore.texts.calibration import evaluation_windows

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from amp_explore.criteria.layer import Evidence
-from amp_explore.keeping.keys import on_text
-from amp_explore.keeping.store import Key, Store
+from amp_explore.keeping.keys import Key, on_text
+from amp_explore.keeping.store import Store
 from amp_explore.models.loading import LoadedModel
 from amp_explore.observe import gradients, statistics
 from amp_explore.plan import PruningPlan
@@ -42,9 +42,7 @@ class Observation:
 
     def evidence(self, needs: Collection[str], progress: Progress = no_progress) -> Evidence:
         """The fields of `Evidence` that are needed."""
-        if "grams" in needs and not self._has_grams():
-            self._collect_grams(progress)
-        found: dict[str, Any] = {"grams": _KeptGrams(self)} if "grams" in needs else {}
+        found: dict[str, Any] = {"grams": self._grams(progress)} if "grams" in needs else {}
         for kind, (layer, collect) in _WHOLE.items():
             if kind in needs:
                 compute = partial(collect, self._model, self._windows, progress=progress)
@@ -66,8 +64,7 @@ class Observation:
         """One layer's Gram matrices, which must have been collected."""
         find = partial(self._store.find_statistics, self._named("grams", layer), statistics.LayerGrams)
         if (found := find()) is None:  # damaged, or deleted meanwhile
-            self._collect_grams(no_progress)
-            found = find()
+            return self._collect_grams(no_progress)[layer]
         return found[0]
 
     def _named(self, kind: str, layer: int | None = None) -> Key:
@@ -76,19 +73,29 @@ class Observation:
     def _has_grams(self) -> bool:
         return all(self._store.has_statistics(self._named("grams", layer)) for layer in range(self._layers))
 
-    def _collect_grams(self, progress: Progress) -> None:
+    def _grams(self, progress: Progress) -> Sequence[statistics.LayerGrams]:
+        """The Gram matrices of all layers: from the cache or, where that takes nothing, as they were collected."""
+        kept = _KeptGrams(self)
+        if self._has_grams():
+            return kept
+        collected = self._collect_grams(progress)
+        return _KeptGrams(self) if self._has_grams() else collected
+
+    def _collect_grams(self, progress: Progress) -> tuple[statistics.LayerGrams, ...]:
         """Keep the activation statistics, and the Gram matrices layer by layer: together they may be gigabytes."""
+        self._store.require_room(statistics.gram_bytes(self._model.shape), "the Gram matrices of this model")
         layers, grams = statistics.collect_with_grams(self._model, self._windows, progress=progress)
         self._store.put_statistics(self._named("activations"), layers)
-        for number, layer in enumerate(grams):
-            self._store.put_statistics(self._named("grams", number), (layer,))
+        self._store.put_layers([self._named("grams", number) for number in range(self._layers)], grams, progress)
+        return grams
 
 
 class _KeptGrams(Sequence):
-    """The Gram matrices of all layers, each read from the cache when it is looked at."""
+    """The Gram matrices of all layers, each read from the cache when it is looked at, where they stay meanwhile."""
 
     def __init__(self, observation: Observation) -> None:
         self._observation = observation
+        self._hold = observation._store.hold_statistics(observation._named("grams", 0))
 
     def __len__(self) -> int:
         return self._observation._layers

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from typing import Any
+
 import torch
 import transformers
 
-from amp_explore.keeping.store import Key
 from amp_explore.models.loading import LoadedModel
 from amp_explore.texts.calibration import TokenWindows
+
+Key = dict[str, Any]
 
 VERSION = 2
 """Part of every cache key; goes up whenever slicing, a repair or a measurement changes its numbers."""
@@ -27,3 +32,13 @@ def numerics(loaded: LoadedModel) -> Key:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def canonical(key: Key) -> str:
+    """The same text for equal keys."""
+    return json.dumps(key, sort_keys=True)
+
+
+def key_digest(key: Key) -> str:
+    """A file name for a key."""
+    return hashlib.sha256(canonical(key).encode()).hexdigest()[:32]

@@ -1,66 +1,49 @@
-"""What was computed once is kept: statistics as safetensors, measurements and plans in SQLite.
+"""What was computed once is kept: statistics as files of tensors, measurements and plans in SQLite.
 
-A cached answer stands under a key that names everything it depends on. Statistics lie in a file named by its own
-SHA-256, and a small JSON file named by the key points to it; both are written aside and renamed, so a killed writer
-leaves nothing half-made and two processes may share the folder. A damaged file is never trusted: it is reported and
-computed again.
+A cached answer stands under a key that names everything it depends on, and one that cannot be read, or is not what was
+written, is no answer. A result that cannot be kept, for the cache is locked, full or may only be read, stays in memory:
+whoever computed it gets it all the same.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
-import sqlite3
-import threading
 import time
-import uuid
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import fields
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from filelock import FileLock
-from safetensors.torch import load, save
-
-from amp_explore.errors import PlanError
+from amp_explore import folders
+from amp_explore.errors import CacheError, PlanError
+from amp_explore.keeping import space
+from amp_explore.keeping.database import Database, Row
+from amp_explore.keeping.keys import Key, canonical
+from amp_explore.keeping.tensors import Layer, TensorFiles
 from amp_explore.models.shapes import ModelShape
 from amp_explore.observe.statistics import LayerStatistics
-from amp_explore.plan import PruningPlan
+from amp_explore.plan import MAX_FILE_BYTES, PruningPlan
+from amp_explore.progress import Progress, no_progress
 
 log = logging.getLogger(__name__)
 
-Key = dict[str, Any]
-Layer = TypeVar("Layer")
-
-UNUSED_DAYS = 30
-"""After so many days without use statistics are deleted; Gram matrices of a large model are gigabytes."""
-
-_DAY = 86400  # seconds
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS measurements (
-    key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL, plan TEXT NOT NULL,
-    setup TEXT NOT NULL, result TEXT NOT NULL, sha256 TEXT NOT NULL, created REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS measurements_of_plan ON measurements (model, plan, kind);
-CREATE TABLE IF NOT EXISTS plans (
-    digest TEXT PRIMARY KEY, model TEXT NOT NULL, document TEXT NOT NULL, created REAL NOT NULL);
-"""
+Result = dict[str, Any]
 
 
 class Store:
-    """The cache folder `root`: safe for threads of this process, and for other processes, at the same time."""
+    """The cache folder `root`: safe for threads of this process, and for other processes, at the same time.
+
+    Raises:
+        AmpExploreError: `AMP_EXPLORE_CACHE_GB` is not a size.
+    """
 
     def __init__(self, root: Path) -> None:
-        self._statistics = root / "statistics"
-        self._statistics.mkdir(parents=True, exist_ok=True)
-        self._database = root / "runs.sqlite"
-        self._lock = threading.Lock()
-        self._execute("SELECT 1")
+        space.limit()  # what is wrong with it is said before any work
+        self._tensors = TensorFiles(root)
+        self._database = Database(root / "runs.sqlite")
 
     # Statistics
 
@@ -79,63 +62,38 @@ class Store:
 
     def find_statistics(self, key: Key, kind: type[Layer] = LayerStatistics) -> tuple[Layer, ...] | None:
         """The statistics under this key, or None."""
-        pointer = self._statistics / f"{key_digest(key)}.json"
-        try:
-            document = json.loads(pointer.read_text())
-            data = (self._statistics / f"{document['sha256']}.safetensors").read_bytes()
-            if document["key"] != key or hashlib.sha256(data).hexdigest() != document["sha256"]:
-                raise ValueError("content does not match its name")
-            tensors, names = load(data), [field.name for field in fields(kind)]
-            layers = range(len(tensors) // len(names))
-            with contextlib.suppress(OSError):  # a cache that may only be read
-                os.utime(pointer)  # in use: see `_forget`
-            return tuple(kind(**{name: tensors[f"{name}.{number}"] for name in names}) for number in layers)
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # whatever is wrong with it, the remedy is the same
-            log.warning("cached statistics %s are damaged (%s); computing them again", pointer.name, error)
-            return None
+        return self._tensors.find(key, kind)
 
     def has_statistics(self, key: Key) -> bool:
         """Whether something stands under this key; it may still turn out to be damaged."""
-        return (self._statistics / f"{key_digest(key)}.json").exists()
+        return self._tensors.has(key)
 
-    def put_statistics(self, key: Key, layers: tuple) -> None:
+    def put_statistics(self, key: Key, layers: Sequence[Any]) -> None:
         """Keep the statistics of all layers under a key."""
-        tensors: dict[str, torch.Tensor] = {}
-        for number, layer in enumerate(layers):
-            tensors |= {f"{name}.{number}": value.contiguous() for name, value in vars(layer).items()}
-        data = save(tensors)
-        digest = hashlib.sha256(data).hexdigest()
-        write_atomically(self._statistics / f"{digest}.safetensors", data)
-        document = {"key": key, "sha256": digest, "created": time.time()}
-        write_atomically(self._statistics / f"{key_digest(key)}.json", json.dumps(document, indent=1).encode())
-        self._forget()
+        self._tensors.put([(key, layers)])
 
-    def _forget(self) -> None:
-        """Delete statistics that were not used for long, and what killed writers left; once a day, for it reads every
-        pointer."""
-        now, stamp = time.time(), self._statistics / "last-forgotten"  # whose age tells when this was last done
-        with contextlib.suppress(FileNotFoundError):
-            if stamp.stat().st_mtime > now - _DAY:
-                return
-        stamp.touch()
-        named = set()
-        for path in self._statistics.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged, or deleted meanwhile
-                if path.stat().st_mtime < now - UNUSED_DAYS * _DAY:
-                    path.unlink()
-                else:
-                    named.add(f"{json.loads(path.read_text())['sha256']}.safetensors")
-        for path in self._statistics.iterdir():
-            with contextlib.suppress(OSError):
-                if path.suffix != ".json" and path.name not in named and path.stat().st_mtime < now - _DAY:
-                    path.unlink()
+    def put_layers(self, keys: Sequence[Key], layers: Sequence[Any], progress: Progress = no_progress) -> None:
+        """Keep the statistics of each layer under a key of its own, which differs from the others in `layer` alone: all
+        or, where there is no room or `progress` cancels, none."""
+        self._tensors.put([(key, (layer,)) for key, layer in zip(keys, layers, strict=True)], progress)
+
+    def hold_statistics(self, key: Key) -> folders.Hold | None:
+        """No process evicts what stands under this key, in any layer, as long as the result is there."""
+        return self._tensors.hold(key)
+
+    def require_room(self, needed: int, what: str) -> None:
+        """Make room for `needed` bytes of statistics.
+
+        Raises:
+            AmpExploreError: the limit of the cache, or its disk, has no room for `what`.
+        """
+        with suppress(CacheError):  # nothing can be written at all: what is computed stays in memory
+            self._tensors.require_room(needed, what)
 
     # Measurements
 
-    def measurement(self, kind: str, model: str, plan: str, setup: Key, compute: Callable[[], Any]) -> Any:
-        """The result (plain data) of measuring `kind` under this setup, measured if it was not yet.
+    def measurement(self, kind: str, model: str, plan: str, setup: Key, compute: Callable[[], Result]) -> Result:
+        """The result (plain data, by name) of measuring `kind` under this setup, measured if it was not yet.
 
         `model` is a fingerprint, `plan` a plan's digest, `setup` everything else the result depends on.
         """
@@ -145,125 +103,93 @@ class Store:
         self.put_measurement(kind, model, plan, setup, result)
         return result
 
-    def find_measurement(self, kind: str, model: str, plan: str, setup: Key) -> Any | None:
+    def find_measurement(self, kind: str, model: str, plan: str, setup: Key) -> Result | None:
         """The kept result, or None."""
-        key = _measurement_key(kind, model, plan, setup)
-        rows = self._execute("SELECT result, sha256 FROM measurements WHERE key = ?", (key,))
-        return _checked(*rows[0]) if rows else None
+        found = self._measurements(key=_measurement_key(kind, model, plan, canonical(setup)))
+        return found[0][1] if found else None
 
-    def put_measurement(self, kind: str, model: str, plan: str, setup: Key, result: Any) -> None:
+    def put_measurement(self, kind: str, model: str, plan: str, setup: Key, result: Result) -> None:
         """Keep a result, in place of an earlier one under the same setup."""
-        key = _measurement_key(kind, model, plan, setup)
-        text = json.dumps(result)
-        row = (key, kind, model, plan, _canonical(setup), text, _sha256(text), time.time())
-        self._execute("INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        row = {"kind": kind, "model": model, "plan": plan, "setup": canonical(setup), "result": json.dumps(result)}
+        key, sha256 = _measurement_key(kind, model, plan, row["setup"]), _sha256(row["result"])
+        self._database.put("measurements", row | {"key": key, "sha256": sha256, "created": time.time()})
 
-    def measurements(self, kind: str, model: str, plan: str) -> list[Any]:
+    def measurements(self, kind: str, model: str, plan: str) -> list[Result]:
         """All kept results of this kind for a plan, newest first."""
-        query = "SELECT result, sha256 FROM measurements WHERE kind = ? AND model = ? AND plan = ?"
-        rows = self._execute(f"{query} ORDER BY created DESC", (kind, model, plan))
-        return [result for row in rows if (result := _checked(*row)) is not None]
+        return [result for _, result in self._measurements(kind=kind, model=model, plan=plan)]
 
-    def measurements_under(self, kind: str, model: str, setup: Key) -> dict[str, Any]:
+    def measurements_under(self, kind: str, model: str, setup: Key) -> dict[str, Result]:
         """All kept results of this kind under one setup, by their plan's digest."""
-        query = "SELECT plan, result, sha256 FROM measurements WHERE model = ? AND kind = ? AND setup = ?"
-        rows = self._execute(query, (model, kind, _canonical(setup)))
-        return {plan: result for plan, *row in rows if (result := _checked(*row)) is not None}
+        found = self._measurements(model=model, kind=kind, setup=canonical(setup))
+        return {row["plan"]: result for row, result in found}
+
+    def _measurements(self, **where: str) -> list[tuple[Row, Result]]:
+        """The rows with these values that are what was written, and their results, newest first."""
+        found = [(row, _result(row)) for row in self._database.rows("measurements", **where)]
+        return [(row, result) for row, result in found if result is not None]
 
     # Plans
 
     def put_plan(self, plan: PruningPlan) -> str:
-        """Keep a plan under its digest, which is returned."""
-        row = (plan.digest, plan.shape.fingerprint, plan.to_json(), time.time())
-        self._execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?, ?)", row)
+        """Keep a plan under its digest, which is returned; the longest unused are forgotten when there are many."""
+        row = {
+            "digest": plan.digest,
+            "model": plan.shape.fingerprint,
+            "document": zlib.compress(plan.to_json().encode()),
+        }
+        self._database.put("plans", row | {"created": time.time()})
         return plan.digest
 
     def plan(self, digest: str, shape: ModelShape) -> PruningPlan:
-        """The kept plan of this digest. Raises `PlanError`."""
-        rows = self._execute("SELECT document FROM plans WHERE digest = ?", (digest,))
-        if not rows:
-            raise PlanError("the plan in this link is not kept on this server; ask for it as a file")
-        return PruningPlan.from_json(rows[0][0], shape)
+        """The kept plan of this digest.
 
-    def _execute(self, statement: str, values: tuple = ()) -> list[tuple]:
-        """The rows of one statement, run as a transaction of its own. A damaged database is moved aside first."""
-        with self._lock:
+        Raises:
+            PlanError: there is none, or it is one for another model.
+            CacheError: it cannot be looked for.
+        """
+        for row in self._database.rows("plans", digest=digest):
             try:
-                return self._attempt(statement, values)
-            except sqlite3.DatabaseError as error:
-                code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extension that says where
-                if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                plan = PruningPlan.from_json(_inflated(row["document"]), shape)
+                if plan.digest == digest:
+                    return plan
+            except PlanError:
+                if row["model"] != shape.fingerprint:
                     raise
-                self._move_aside(error)
-                return self._attempt(statement, values)
-
-    def _attempt(self, statement: str, values: tuple) -> list[tuple]:
-        if not self._database.exists():
-            self._create()
-        with closing(sqlite3.connect(self._database, timeout=30)) as database, database:
-            database.executescript(_SCHEMA)
-            return database.execute(statement, values).fetchall()
-
-    def _create(self) -> None:
-        """Make the database aside: SQLite fails at once, timeout or not, where two processes turn WAL on together."""
-        with FileLock(self._database.with_suffix(".lock")):
-            if self._database.exists():
-                return
-            unfinished = self._database.with_suffix(".unfinished")
-            unfinished.unlink(missing_ok=True)
-            with closing(sqlite3.connect(unfinished)) as database:
-                database.execute("PRAGMA journal_mode=WAL")
-                database.executescript(_SCHEMA)
-            unfinished.rename(self._database)
-
-    def _move_aside(self, error: sqlite3.DatabaseError) -> None:
-        aside = self._database.with_suffix(f".damaged-{time.time_ns()}")
-        log.warning("%s is damaged (%s); moved to %s, starting afresh", self._database, error, aside.name)
-        self._database.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            Path(f"{self._database}{suffix}").unlink(missing_ok=True)
+            log.warning("a kept plan is damaged")
+        if obstacle := self._database.obstacles["reading"]:
+            raise CacheError(obstacle)
+        raise PlanError("the plan in this link is not kept on this server; ask for it as a file")
 
 
-def key_digest(key: Key) -> str:
-    """A file name for a key."""
-    return hashlib.sha256(_canonical(key).encode()).hexdigest()[:32]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all. What is no file, such as a pipe, is written to as it is."""
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)
-        return
-    path = path.resolve()  # a link stays one: /dev/stdout, sent to a file, is not replaced
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+def _result(row: Row) -> Result | None:
+    """The result in a row, or None where the row is no longer what was written: damage may also have put it under the
+    key of another one."""
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # the name that was asked for
-        raise
+        key = _measurement_key(row["kind"], row["model"], row["plan"], row["setup"])
+        if (key, _sha256(row["result"])) == (row["key"], row["sha256"]):
+            result = json.loads(row["result"])
+            if isinstance(result, dict):
+                return result
+    except (AttributeError, TypeError, ValueError, RecursionError):  # not text, or no JSON
+        pass
+    log.warning("a kept measurement is damaged; measuring it again")
+    return None
 
 
-def _checked(text: str, sha256: str) -> Any | None:
-    """A kept result, or None where it is no longer what was written."""
-    if _sha256(text) != sha256:
-        log.warning("a kept measurement is damaged; measuring it again")
-        return None
-    return json.loads(text)
+def _inflated(document: Any) -> str | bytes:
+    """A plan's document, which earlier versions kept as it is; nothing where it is damaged."""
+    if isinstance(document, str):
+        return document
+    with suppress(zlib.error, TypeError):
+        return zlib.decompressobj().decompress(document, MAX_FILE_BYTES)
+    return b""
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _measurement_key(kind: str, model: str, plan: str, setup: Key) -> str:
-    return key_digest({"kind": kind, "model": model, "plan": plan, "setup": setup})
-
-
-def _canonical(key: Key) -> str:
-    return json.dumps(key, sort_keys=True)
+def _measurement_key(kind: str, model: str, plan: str, setup: str) -> str:
+    """A digest of what a measurement depends on, its setup in canonical form."""
+    named = {"kind": kind, "model": model, "plan": plan}
+    return hashlib.sha256(f'{canonical(named)[:-1]}, "setup": {setup}}}'.encode()).hexdigest()[:32]

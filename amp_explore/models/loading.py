@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 from amp_explore.errors import ModelError
+from amp_explore.folders import Hold, mark_used
 from amp_explore.models import random_weights
 from amp_explore.models.experts import install_experts
 from amp_explore.models.families import Family, decoder_layers, family_of, refuse_variants
@@ -42,6 +43,7 @@ STRATEGIES = ("balanced", "sequential")
 
 _HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 _HUB_SECONDS = 10  # until a hub that does not answer counts as out of reach
+_in_use: dict[Path, Hold] = {}  # converted models that this process has loaded: the cache does not evict them
 # What two machines may write differently for the same weights.
 _INCIDENTAL_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
@@ -329,6 +331,8 @@ def _converted(gguf: Path, progress: Progress) -> Path:
     folder = assets.cache_root() / "models" / _file_digest(gguf, *_stamp(gguf))[:16]
     if not (folder / "config.json").exists():
         convert(gguf, folder, progress=progress)
+    mark_used(folder, assets.cache_root())
+    _in_use[folder] = Hold(folder / "config.json")
     return folder
 
 

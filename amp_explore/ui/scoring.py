@@ -10,8 +10,8 @@ import streamlit as st
 from amp_explore.criteria.registry import CRITERIA, unavailable
 from amp_explore.criteria.scores import Scores, scores_by_lot
 from amp_explore.errors import AmpExploreError
+from amp_explore.folders import write_atomically
 from amp_explore.keeping.jobs import Job
-from amp_explore.keeping.store import write_atomically
 from amp_explore.models.loading import LoadedModel
 from amp_explore.texts.assets import cache_root
 from amp_explore.ui.jobs import clicked, latest_job, others_wait_for, show_failure, start, wait_for

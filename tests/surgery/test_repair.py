@@ -78,13 +78,13 @@ def test_a_repaired_model_is_a_plain_smaller_model(family, method, bench):
 
 
 @EACH
-def test_perplexity_from_known_states_is_that_from_scratch(family, method, bench):
+def test_perplexity_from_known_states_is_that_from_scratch(family, method, bench, tmp_path):
     loaded, text = tiny(family), TokenWindows(tuple(tokens(3, 20, seed=5)), "other", False)
     plan, kept = repaired(loaded, method), Boundaries()
     for edited in (plan, plan.with_units("neurons", 2, [0, 1], not plan.neurons[2][0])):
         known = kept.of(edited, text, 4)
         got = perplexity(bench.sliced(loaded, edited), text, boundaries=known)["loss"]
-        assert got == perplexity(Bench(bench.store._database.parent / "new").sliced(loaded, edited), text)["loss"]
+        assert got == perplexity(Bench(tmp_path / "new").sliced(loaded, edited), text)["loss"]
 
 
 @pytest.mark.parametrize("family", ["llama", "llama-biases", "phi"])
