@@ -62,7 +62,7 @@ _AGAIN_SECONDS = 0.05  # the next time
 
 _MEANWHILE = {
     "reading": "what is kept there is not found meanwhile",
-    "writing": "new results stay in memory, and are written as soon as that can be done",
+    "writing": "new results stay in memory, and are written if that can be done before the program ends",
 }
 
 _UNWRITTEN_ROWS = 1000  # in memory, of a database that cannot be written

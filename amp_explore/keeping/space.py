@@ -63,11 +63,9 @@ def limit() -> int:
 
 def usage(root: Path) -> dict[str, int]:
     """Bytes that each of `KINDS`, and `results`, takes in the cache folder `root`."""
-    sizes = dict.fromkeys((*KINDS, "results"), 0)
-    for path, size in _files(root):
-        kind = path.relative_to(root).parts[0]
-        sizes[kind if kind in KINDS else "results"] += size
-    return sizes
+    sizes = {kind: sum(_files(root / kind).values()) for kind in KINDS}
+    others = (size for path, size in _files(root).items() if path.relative_to(root).parts[0] not in KINDS)
+    return sizes | {"results": sum(others)}
 
 
 def make_room(root: Path, needed: int, statistics: Callable[[], Iterable[Evictable]]) -> bool:
@@ -99,7 +97,7 @@ def _models(root: Path) -> Iterator[Evictable]:
 def _remove_model(folder: Path) -> int:
     """Remove a converted model unless it is being made, or held; returns the bytes that this freed."""
     name, config = folder.name.removeprefix(".").removesuffix(".unfinished"), folder / "config.json"
-    size = sum(size for _, size in _files(folder))
+    size = sum(_files(folder).values())
     try:
         with FileLock(folder.with_name(f".{name}.lock"), timeout=0):
             hold = folders.Hold.alone(config) if config.is_file() else nullcontext()
@@ -129,10 +127,11 @@ def unlink(path: Path) -> int:
         return 0
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Every file below a folder, with its size in bytes; links are not followed."""
+def _files(folder: Path) -> dict[Path, int]:
+    """Every file below a folder, and its size in bytes. The folder may be a link, those in it are not followed."""
+    sizes = {}
     for place, _, names in os.walk(folder):
-        for name in names:
-            path = Path(place, name)
+        for path in (Path(place, name) for name in names):
             with suppress(OSError):  # deleted meanwhile
-                yield path, path.lstat().st_size
+                sizes[path] = path.lstat().st_size
+    return sizes

@@ -41,15 +41,18 @@ def test_the_limit_is_twenty_gigabytes_unless_it_is_set(monkeypatch):
 
 
 def test_usage_is_told_by_kind(tmp_path):
-    assert set(usage(tmp_path / "nothing").values()) == {0}
-    for number, kind in enumerate(KINDS, 1):
-        write(tmp_path / kind / "below" / "file", number)
-    write(tmp_path / "runs.sqlite", 50)
-    write(tmp_path / "runs.damaged-1", 60)
-    (tmp_path / "texts" / "link").symlink_to("/dev/zero")
-    (tmp_path / "texts" / "round").symlink_to(tmp_path / "texts")
-    found = usage(tmp_path)
-    assert found.pop("texts") < 500
+    root = tmp_path / "cache"
+    assert set(usage(root).values()) == {0}
+    write(tmp_path / "another disk" / "file", 1)
+    for number, kind in enumerate(KINDS[1:], 2):
+        write(root / kind / "below" / "file", number)
+    (root / "statistics").symlink_to(tmp_path / "another disk")
+    write(root / "runs.sqlite", 50)
+    write(root / "runs.damaged-1", 60)
+    (root / "texts" / "link").symlink_to("/dev/zero")
+    (root / "texts" / "round").symlink_to(root / "texts")
+    found = usage(root)
+    assert 3 < found.pop("texts") < 500
     assert found == {"statistics": 1, "models": 2, "assets": 4, "results": 110}
 
 
