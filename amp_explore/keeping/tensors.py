@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 Layer = TypeVar("Layer")
 
 _WRITE_SECONDS = 60  # until a folder whose lock another process holds counts as one that cannot be written
+_AGAIN_SECONDS = 0.05  # the next time
 _IN_MEMORY = 2**30  # bytes of what the folder does not take
 
 
@@ -96,14 +97,13 @@ class TensorFiles:
                     # No room is made for the next at the cost of this one.
                     holds.enter_context(self.hold(key) or nullcontext())
             except BaseException as error:
+                if isinstance(error, CacheError):
+                    self._note(str(error))
                 with suppress(CacheError), self._writing():
                     self._remove(pointers, self._named())
+                    self._remove_unnamed()
                 if not isinstance(error, CacheError):
                     raise
-                if not self._obstacle:
-                    # As text: a record may outlive this, and the error holds on to what could not be written.
-                    log.warning("%s (new statistics stay in memory meanwhile)", str(error))
-                self._obstacle = str(error)
                 self._memory.put({pointer: tuple(layers) for pointer, (_, layers) in zip(pointers, items, strict=True)})
             else:
                 self._obstacle = ""
@@ -136,10 +136,16 @@ class TensorFiles:
             _replace(pointer, json.dumps(document, indent=1).encode())
             folders.mark_used(pointer, self._root)
 
+    def _note(self, obstacle: str) -> None:
+        """Say why nothing can be kept, once."""
+        if not self._obstacle:
+            log.warning("%s (new statistics stay in memory meanwhile)", obstacle)
+        self._obstacle = obstacle
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """While this lasts, the folder is there, and nobody else writes to it or evicts. Raises `CacheError`."""
-        with folders.turn(self._lock, _WRITE_SECONDS):
+        with folders.turn(self._lock, _AGAIN_SECONDS if self._obstacle else _WRITE_SECONDS):
             try:
                 self._folder.mkdir(exist_ok=True)
                 if not self._tidy:
@@ -152,14 +158,12 @@ class TensorFiles:
     # Eviction
 
     def _evictables(self) -> Iterator[Evictable]:
-        """What no pointer names, and what stands under keys that differ in the layer alone: it is used together, and
+        """What no pointer names goes first; what stands under keys that differ in the layer alone is used together, and
         goes together."""
         sets, named = defaultdict(list), self._named()
         for pointer in self._folder.glob("*.json"):
             sets[_pointed(pointer)[0]].append(pointer)
-        for data in self._folder.glob("*.safetensors"):
-            if data.name not in named:
-                yield Evictable(data.name, 0, partial(unlink, data))
+        yield Evictable("what nothing points to", 0, self._remove_unnamed)
         for name, pointers in sets.items():
             used = max(pointer.lstat().st_mtime_ns for pointer in pointers)
             yield Evictable(name, used, partial(self._evict, pointers, named))
@@ -187,6 +191,11 @@ class TensorFiles:
             if data and named[data] < 1:
                 freed += unlink(self._folder / data)
         return freed
+
+    def _remove_unnamed(self) -> int:
+        """Remove the files that no pointer names; returns the bytes that this freed."""
+        named = self._named()
+        return sum(unlink(data) for data in self._folder.glob("*.safetensors") if data.name not in named)
 
     def _named(self) -> Counter[str]:
         """How many pointers name each file."""
