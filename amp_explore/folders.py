@@ -31,7 +31,6 @@ except ImportError:  # Windows, where a file that somebody has open cannot be de
     fcntl = None
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -244,11 +243,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 def advice(error: OSError, folder: Path) -> str:
     """What a person can do about a folder of the cache that cannot be written, in one line."""
-    if error.errno in _FULL:
-        return full(folder)
-    if error.errno in _FORBIDDEN:
-        return forbidden(folder, error.strerror)
-    return f"{folder} cannot be used ({error.strerror or error}): mend it, or set AMP_EXPLORE_CACHE to another folder"
+    return full(folder) if error.errno in _FULL else forbidden(folder, error.strerror or str(error))
 
 
 def full(folder: Path) -> str:
@@ -256,9 +251,9 @@ def full(folder: Path) -> str:
     return f"No space left for {folder}: free some, or set AMP_EXPLORE_CACHE to a folder on another disk"
 
 
-def forbidden(folder: Path, reason: str) -> str:
-    """What a person can do about a folder that may only be read, in one line."""
-    return f"{folder} cannot be written ({reason}): set AMP_EXPLORE_CACHE to a folder that can"
+def forbidden(path: Path, reason: str) -> str:
+    """What a person can do about a file or folder that cannot be written, in one line."""
+    return f"{path} cannot be written ({reason}): set AMP_EXPLORE_CACHE to a folder that can"
 
 
 def locked(path: Path) -> str:
