@@ -149,7 +149,8 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
         with suppress(OSError):  # somebody else's, or gone by now
             if (hold := Hold.alone(path)) is not None:
                 with hold:
-                    path.unlink()
+                    if hold.certain:
+                        path.unlink()
 
 
 def clear_away(path: Path) -> None:
@@ -164,29 +165,30 @@ class Hold:
     """A file that is held until this object is closed or gone, or its process is, however that ends.
 
     Many may hold a file together, or one alone. This hinders nobody but who asks with `alone`, before deleting it.
+    `certain` is False where the file system knows no locks: then nobody can tell whether others hold the file.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         """Hold a file together with others; waits while another holds it alone.
 
         Raises:
             OSError: it cannot be opened.
         """
-        self._open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY)
+        self._open(path, os.O_RDONLY)
         self._take(alone=False)
 
     @classmethod
-    def alone(cls, path: Path, *, create: bool = False) -> Hold | None:
+    def alone(cls, path: Path) -> Hold | None:
         """Hold a file alone; None, at once, where somebody else holds it.
 
         Raises:
             OSError: it cannot be opened.
         """
         hold = cls.__new__(cls)
-        hold._open(path, os.O_RDWR | os.O_CREAT if create else os.O_RDWR)
+        hold._open(path, os.O_RDWR)
         try:
             hold._take(alone=True)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # some file systems say it so
             hold.close()
             return None
         return hold
@@ -200,15 +202,17 @@ class Hold:
     def _open(self, path: Path, flags: int) -> None:
         self._descriptor = None
         if fcntl:
-            self._descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+            self._descriptor = os.open(path, flags | os.O_NONBLOCK)
 
     def _take(self, *, alone: bool) -> None:
+        self.certain = True
         try:
             if fcntl:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
+            self.certain = False
 
     def __enter__(self) -> Hold:
         return self

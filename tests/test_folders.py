@@ -1,5 +1,6 @@
 """Files come to be whole or not at all, and what dead writers left goes; the times of use keep their order."""
 
+import errno
 import os
 import signal
 import stat
@@ -132,6 +133,16 @@ def test_a_file_is_held_together_or_alone(tmp_path):
     alone.close()
     with pytest.raises(FileNotFoundError):
         Hold(tmp_path / "nothing")
+
+
+def test_without_locks_nothing_is_taken_for_abandoned(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(folders.fcntl, "flock", unknown)
+    (tmp_path / ".plan.json-01234567").touch()
+    write_atomically(tmp_path / "plan.json", b"content")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".plan.json-01234567", "plan.json"]
 
 
 @pytest.mark.parametrize("days", [0, 40, -40])

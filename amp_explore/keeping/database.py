@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS plans (
 """
 
 PLANS_BYTES = 64 * 2**20
-"""Of kept plans; the longest unused go first. Enough for a thousand of a model of 7 billion parameters."""
+"""Of kept plans; the longest unused go first. Four hundred of a model of 7 billion parameters."""
 
 # By the order in which rows were put, not by a time: clocks go wrong.
 _FORGET_PLANS = """
