@@ -75,7 +75,7 @@ class TensorFiles:
     def has(self, key: Key) -> bool:
         """Whether something stands under a key; it may still turn out to be damaged."""
         pointer = self._pointer(key)
-        return pointer.is_file() or self._memory.get(pointer) is not None
+        return os.path.isfile(pointer) or self._memory.get(pointer) is not None
 
     def hold(self, key: Key) -> folders.Hold | None:
         """What stands under a key, and whatever differs from it in the layer alone, is evicted by no process as long

@@ -42,12 +42,12 @@ def open_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """While this lasts, the folder and what is in it may only be read; root, whom no mode binds, becomes nobody."""
+def read_only(folder: Path, mode: int = 0o555) -> Iterator[None]:
+    """While this lasts, the folder, and what is in it, has this mode; root, whom no mode binds, becomes nobody."""
     places = [folder, *folder.rglob("*")]
     modes = [place.stat().st_mode for place in places]
-    for place in places:
-        place.chmod(0o555 if place.is_dir() else 0o444)
+    for place in reversed(places):
+        place.chmod(mode)
     root = os.geteuid() == 0
     try:
         if root:
@@ -56,5 +56,5 @@ def read_only(folder: Path) -> Iterator[None]:
     finally:
         if root:
             os.setresuid(0, 0, 0)
-        for place, mode in zip(places, modes, strict=True):
-            place.chmod(mode)
+        for place, before in zip(places, modes, strict=True):
+            place.chmod(before)

@@ -156,6 +156,16 @@ def test_a_folder_that_may_only_be_read_is_read_with_one_warning(caplog):
         assert "cannot be written" in said.getMessage() and "AMP_EXPLORE_CACHE" in said.getMessage()
 
 
+def test_a_folder_that_may_not_even_be_entered_is_done_without(caplog):
+    with open_folder() as root:
+        Store(root).put_statistics(KEY, made_up(1))
+        with read_only(root / "statistics", 0):
+            store = Store(root)
+            assert not store.has_statistics(KEY)
+            assert same(store.statistics(KEY, lambda: made_up(2)), made_up(2))
+            assert same(store.statistics(KEY, refuse), made_up(2))
+
+
 def test_a_cache_that_cannot_be_made_at_all_is_done_without(tmp_path, caplog):
     (tmp_path / "file").touch()
     store = Store(tmp_path / "file" / "cache")
