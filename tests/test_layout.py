@@ -26,7 +26,7 @@ FLOORS = (
     ("plan",),
     ("models",),
     ("texts",),
-    ("folders", "processes"),
+    ("folders", "processes", "seals", "children"),
     ("progress", "errors"),
 )
 LONGEST = 400  # lines of a module

@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,7 @@ from amp_explore.models.families import Family, decoder_layers, family_of, refus
 from amp_explore.models.shapes import ModelShape, shape_of
 from amp_explore.models.sharding import device_of, devices, room
 from amp_explore.progress import Progress, no_progress
+from amp_explore.seals import file_digest
 from amp_explore.texts import assets
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -269,7 +270,7 @@ def _folder(source: str, progress: Progress) -> Path:
     if not source or "\0" in source:
         raise ModelError("no model given; use demo, a hub id, a folder or a .gguf file")
     if source == "demo":
-        return _converted(assets.demo_gguf(), progress)
+        return _converted(assets.demo_gguf(progress), progress)
     path = Path(source).expanduser()
     try:
         if path.is_dir():
@@ -326,9 +327,8 @@ def _hub_answers(hub_id: str) -> bool:
 def _converted(gguf: Path, progress: Progress) -> Path:
     from amp_explore.models.gguf import convert
 
-    folder = assets.cache_root() / "models" / _file_digest(gguf, *_stamp(gguf))[:16]
-    if not (folder / "config.json").exists():
-        convert(gguf, folder, progress=progress)
+    folder = assets.cache_root() / "models" / file_digest(gguf, progress=progress)[:16]
+    convert(gguf, folder, progress=progress)
     return folder
 
 
@@ -358,20 +358,8 @@ def _fingerprint(folder: Path, config: dict) -> str:
     kept = {key: value for key, value in config.items() if key not in _INCIDENTAL_CONFIG}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
     for path in sorted(folder.glob("*.safetensors")):
-        digest.update(_file_digest(path, *_stamp(path)).encode())
+        digest.update(file_digest(path).encode())
     return digest.hexdigest()[:16]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-@lru_cache(maxsize=256)
-def _file_digest(path: Path, size: int, modified: int) -> str:
-    """SHA-256 of a file; size and time are there to hash again what has changed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_one_line(error: BaseException) -> str:

@@ -46,6 +46,7 @@ from amp_explore.measure.commonsense import TASKS, evaluate
 from amp_explore.models.loading import load
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Cancelled, no_progress
+from amp_explore.seals import seal
 from amp_explore.surgery.masking import mask
 from amp_explore.surgery.slicing import slice_model
 from amp_explore.texts import assets
@@ -117,7 +118,7 @@ def made_up_cache(tmp_path_factory):
             with pa.ipc.new_stream(folder / f"{task}.arrow", table.schema) as writer:
                 writer.write_table(table)
         (folder / "LICENSE").touch()
-        assets.TASKS.write_manifest(folder)
+        seal(folder)
         return assets.cache_root()
 
 
