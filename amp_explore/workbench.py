@@ -385,7 +385,8 @@ def perplexity_setup(loaded: LoadedModel, windows: TokenWindows) -> Key:
 def task_setup(loaded: LoadedModel, task: str, limit: int | None, data: commonsense.Data) -> Key:
     """Everything but model and plan that a task's accuracy depends on."""
     harness = {"lm_eval": version("lm_eval"), "tokenizer": loaded.tokenizer_digest}
-    return {"task": task, "limit": limit, "data": data, **harness, **numerics(loaded)}
+    questions = {"data": data, "questions": commonsense.questions_digest(task, data)}
+    return {"task": task, "limit": limit, **questions, **harness, **numerics(loaded)}
 
 
 def _fits_key(loaded: LoadedModel, plan: PruningPlan) -> Key:

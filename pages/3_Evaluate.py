@@ -64,7 +64,7 @@ def commonsense(state: Session) -> None:
         "Questions from", list(sources), format_func=sources.get, key="questions", persist_state="session"
     )
     bench, loaded, plan, dense = workbench(), state.loaded, state.plan, state.dense
-    topic = f"tasks:{state.fingerprint}:{plan.digest}"
+    topic = f"tasks:{state.fingerprint}:{loaded.tokenizer_digest}:{loaded.dtype}:{plan.digest}"
 
     def work(job: Job) -> None:
         for which in (dense, plan):

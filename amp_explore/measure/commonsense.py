@@ -34,7 +34,7 @@ from amp_explore.measure import likelihood
 from amp_explore.models.families import share
 from amp_explore.models.sharding import device_of
 from amp_explore.progress import Progress, no_progress
-from amp_explore.texts.assets import task_data
+from amp_explore.texts.assets import question_digest, task_data
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,6 +90,7 @@ def evaluate(
     Returns:
         For each task ``acc`` and ``acc_norm`` (by likelihood per byte of the answer) in 0..1, their standard
         errors ``acc_stderr`` and ``acc_norm_stderr`` (None for a single question), the number of questions ``n``,
+        a name of their data ``questions`` (the SHA-256 of the file, or datasets' fingerprint of what the hub has),
         and who scored the answers, ``evaluator``: "tree" (`likelihood`), or "stock" (lm-eval's own class)
         where the model's attention takes no ready mask. Where the official task has no ``acc_norm`` (WinoGrande), it
         is None.
@@ -107,7 +108,8 @@ def evaluate(
         progress(0, 1, "loading the questions")
         loaded = {task: _load(task, data, Path(folder)) for task in tasks}
         metrics = _run(model, tokenizer, loaded, limit=limit, batch_tokens=batch_tokens, progress=progress)
-    return {task: _numbers(metrics[task]) for task in tasks}
+        names = {task: questions_digest(task, data) or _fingerprint(loaded[task]) for task in tasks}
+    return {task: _numbers(metrics[task]) | {"questions": names[task]} for task in tasks}
 
 
 def check(tasks: Sequence[str], limit: int | None) -> None:
@@ -118,6 +120,12 @@ def check(tasks: Sequence[str], limit: int | None) -> None:
         raise AmpExploreError(f"{problem}; choose from {', '.join(TASKS)}")
     if limit is not None and limit < 1:
         raise AmpExploreError(f"limit is {limit}; give at least 1 question, or none for all of them")
+
+
+def questions_digest(task: str, data: Data) -> str | None:
+    """The SHA-256 of the file with a task's questions, whether it is here or not; None for those of the hub, which are
+    known only once they are loaded."""
+    return question_digest(task) if data == "offline" else None
 
 
 def default_batch_tokens(model: PreTrainedModel) -> int:
@@ -168,6 +176,12 @@ def _load(name: str, data: Data, scratch: Path) -> Task:
     return task
 
 
+def _fingerprint(task: Task) -> str:
+    """What datasets calls the questions: another revision of them has another name."""
+    split = task.config.test_split or task.config.validation_split
+    return task.dataset[split]._fingerprint
+
+
 def _run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -199,7 +213,12 @@ def _harness_model(
             # HFLM ties the weights of a module it is given, and may add a pad token to a tokenizer. So it gets
             # a copy of the tokenizer, and of the model only what it reads.
             described = SimpleNamespace(device=device_of(model), config=model.config)
-            super().__init__(pretrained=described, tokenizer=deepcopy(tokenizer), backend="causal")
+            super().__init__(
+                pretrained=described,
+                tokenizer=deepcopy(tokenizer),
+                backend="causal",
+                prefix_token_id=_prefix_token(model, tokenizer),
+            )
             self.left_to_stock: set[str] = set()  # names of tasks
             self.scorer = None
             if likelihood.covers(model):
@@ -235,7 +254,13 @@ def _harness_model(
             self.left_to_stock.update(tasks)
             copied = share(model)
             copied.config.tie_word_embeddings = False  # what is tied stays so; HFLM shall not tie what is not
-            stock = HFLM(pretrained=copied, tokenizer=self.tokenizer, backend="causal", batch_size=_STOCK_BATCH)
+            stock = HFLM(
+                pretrained=copied,
+                tokenizer=self.tokenizer,
+                backend="causal",
+                batch_size=_STOCK_BATCH,
+                prefix_token_id=self.custom_prefix_token_id,
+            )
             stock._device = device_of(model)  # HFLM asks the weights, which may be offloaded
             answers = []
             for block in _blocks(requests, _STOCK_BATCH):
@@ -245,6 +270,18 @@ def _harness_model(
             return answers
 
     return TreeLM()
+
+
+def _prefix_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the harness puts in front of an answer without a context; None where it finds one itself.
+
+    It takes the tokenizer's BOS or EOS, and fails on a tokenizer that has neither, though none of `TASKS` has such an
+    answer: the one that the model's configuration names, or any, will do.
+    """
+    if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
+        return None
+    named = (model.config.bos_token_id, model.config.eos_token_id)
+    return next((token for token in named if isinstance(token, int)), 0)
 
 
 def _blocks(items: Iterable, size: int) -> Iterator[list]:

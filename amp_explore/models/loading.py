@@ -30,6 +30,7 @@ from amp_explore.models.experts import install_experts
 from amp_explore.models.families import Family, decoder_layers, family_of, refuse_variants
 from amp_explore.models.shapes import ModelShape, shape_of
 from amp_explore.models.sharding import device_of, devices, room
+from amp_explore.models.tokenizer_digest import digest_of
 from amp_explore.progress import Progress, no_progress
 from amp_explore.seals import file_digest
 from amp_explore.texts import assets
@@ -71,12 +72,9 @@ class LoadedModel:
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """Names the tokenizer; the fingerprint names only configuration and weights."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        text = (
-            backend.to_str() if backend else json.dumps(self.tokenizer and self.tokenizer.get_vocab(), sort_keys=True)
-        )
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Names the tokenizer, all that decides which tokens come of a text; the fingerprint names only configuration
+        and weights."""
+        return digest_of(self.tokenizer)
 
     @property
     def device(self) -> torch.device:

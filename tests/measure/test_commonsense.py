@@ -10,10 +10,12 @@ import copy
 import logging
 import os
 import random
+import shutil
 import string
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -41,6 +43,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from amp_explore.errors import AmpExploreError
+from amp_explore.keeping.store import Store
 from amp_explore.measure import commonsense
 from amp_explore.measure.commonsense import TASKS, evaluate
 from amp_explore.models.loading import load
@@ -50,6 +53,7 @@ from amp_explore.seals import seal
 from amp_explore.surgery.masking import mask
 from amp_explore.surgery.slicing import slice_model
 from amp_explore.texts import assets
+from amp_explore.workbench import Workbench
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUESTIONS = 6
@@ -152,6 +156,7 @@ def assert_same_numbers(ours: dict, by_hand: dict, n: int) -> None:
     for task, numbers in ours.items():
         assert numbers.pop("n") == by_hand[task]["sample_len"] == n
         assert numbers.pop("evaluator") == "tree"
+        assert numbers.pop("questions") == assets.question_digest(task)
         for key, value in numbers.items():
             assert value == by_hand[task].get(f"{key},none"), (task, key)
 
@@ -164,6 +169,41 @@ def test_numbers_are_those_of_the_harness(made_up, characters, tmp_path):
         ours = evaluate(model, characters, batch_tokens=batch_tokens)
         assert ours["winogrande"]["acc_norm"] is None and ours["piqa"]["acc_norm"] is not None
         assert_same_numbers(ours, by_hand, QUESTIONS)
+
+
+def test_a_kept_accuracy_is_that_of_the_questions_it_was_measured_on(made_up_cache, characters, tmp_path, monkeypatch):
+    """Other answer keys in a file of the same size give another result, which does not stay when they are gone."""
+    monkeypatch.setenv("AMP_EXPLORE_CACHE", str(shutil.copytree(made_up_cache, tmp_path / "cache")))
+    bench, loaded = Workbench(Store(tmp_path)), replace(tiny("llama"), tokenizer=characters)
+    file = assets.TASKS.folder / "arc_easy.arrow"
+    original = file.read_bytes()
+
+    def measured() -> dict:
+        return bench.tasks(loaded, PruningPlan.empty(loaded.shape), ["arc_easy"])["arc_easy"]
+
+    right = measured()
+    with pa.ipc.open_stream(original) as reader:
+        table = reader.read_all()
+    answers = ["BCDA"["ABCD".index(answer)] for answer in table["answerKey"].to_pylist()]
+    table = table.set_column(table.schema.get_field_index("answerKey"), "answerKey", pa.array(answers))
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    assert file.stat().st_size == len(original)
+    seal(file.parent)
+    assert (other := measured())["questions"] != right["questions"]
+    file.write_bytes(original)
+    seal(file.parent)
+    assert measured() == right != other
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named by the model", "unknown"])
+def test_a_tokenizer_without_special_tokens_will_do(made_up, characters, named):
+    model = copy.deepcopy(tiny("llama").model)
+    if not named:
+        model.config.bos_token_id = model.config.eos_token_id = None
+    bare = PreTrainedTokenizerFast(tokenizer_object=characters.backend_tokenizer)
+    assert bare.bos_token_id is bare.eos_token_id is bare.pad_token_id is None
+    assert evaluate(model, bare) == evaluate(model, characters)
 
 
 def test_tasks_are_the_official_ones_but_for_where_the_questions_are(made_up, tmp_path):
