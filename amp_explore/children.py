@@ -8,13 +8,17 @@ holds the reading end of a pipe whose other end is ours alone: whatever ends us 
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+_MOMENT = 0.2  # seconds
 
 _WATCHED = """
 import os, runpy, sys, threading
@@ -52,3 +56,25 @@ def running(module: str, *arguments: str | Path, environment: dict[str, str]) ->
                 child.kill()
     finally:
         os.close(ours)
+
+
+def lines(child: subprocess.Popen[str]) -> Iterator[str | None]:
+    """What a child prints, line by line until it ends; None whenever a moment passes without a line, so that whoever
+    waits can look up."""
+    printed: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in child.stdout:
+            printed.put(line)
+        printed.put("")
+
+    threading.Thread(target=read, name="amp-explore-child", daemon=True).start()
+    while True:
+        try:
+            line = printed.get(timeout=_MOMENT)
+        except queue.Empty:
+            yield None
+            continue
+        if not line:
+            return
+        yield line

@@ -26,6 +26,7 @@ FLOORS = (
     ("plan",),
     ("models",),
     ("texts",),
+    ("hub",),
     ("folders", "processes", "seals", "children"),
     ("progress", "errors"),
 )

@@ -1,0 +1,60 @@
+"""The client of the hub, in a process of its own: it says how far it is, and ends when it is told to."""
+
+import socket
+
+import pytest
+from fake_hub import FakeHub, at, serving
+
+from amp_explore import hub
+from amp_explore.progress import Cancelled
+
+FILES = {"config.json": b"{}", "weights.bin": bytes(range(256)) * 4096, "code.py": b"print()"}
+WANTED = ["*.json", "*.bin"]
+SIZE = len(FILES["config.json"]) + len(FILES["weights.bin"])
+
+
+def test_the_files_that_match_come_and_their_bytes_are_counted(monkeypatch, tmp_path):
+    reports = []
+    with serving(monkeypatch, tmp_path, FakeHub("owner/model", FILES)):
+        folder = hub.download("owner/model", WANTED, progress=lambda *report: reports.append(report))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        name: FILES[name] for name in ("config.json", "weights.bin")
+    }
+    done = [report[0] for report in reports]
+    assert done == sorted(done) and reports[0][:2] == (0, 1)
+    assert reports[-1] == (SIZE, SIZE, "downloading owner/model")
+    assert len(set(done)) > 5, "the client reports too rarely for a slow hub"
+
+
+def test_a_download_that_stands_still_is_cancelled_at_once_and_its_process_ended(monkeypatch, tmp_path):
+    with serving(monkeypatch, tmp_path, FakeHub("owner/model", FILES, pause_after=2**19)) as slow:
+        seen = []
+
+        def cancel(done, total, note):
+            if slow.paused.is_set() and done >= 2**18:  # all that came is shown while nothing more comes
+                seen.append((done, total))
+                raise Cancelled
+
+        with pytest.raises(Cancelled):
+            hub.download("owner/model", WANTED, progress=cancel)
+        assert seen[0][1] == SIZE
+        assert slow.hung_up.wait(60), "the client goes on"
+
+
+def test_what_is_here_is_taken_where_the_hub_is_silent(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.3)
+    with serving(monkeypatch, tmp_path, FakeHub("owner/data", FILES)):
+        folder = hub.download("owner/data", WANTED, kind="dataset")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        at(monkeypatch, tmp_path, silent.getsockname()[1])
+        assert hub.download("owner/data", WANTED, kind="dataset") == folder
+        with pytest.raises(hub.HubError) as raised:
+            hub.download("owner/other", WANTED)
+    assert raised.value.problem == "unreachable"
+
+
+@pytest.mark.parametrize(("repository", "problem"), [("owner/other", "refused"), ("not an id", "no id")])
+def test_what_the_hub_does_not_have_is_told(monkeypatch, tmp_path, repository, problem):
+    with serving(monkeypatch, tmp_path, FakeHub("owner/model", FILES)), pytest.raises(hub.HubError) as raised:
+        hub.download(repository, WANTED)
+    assert raised.value.problem == problem and "\n" not in str(raised.value)
