@@ -19,7 +19,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from amp_explore.errors import DataError
-from amp_explore.texts import assets
+from amp_explore.texts import assets, files
+from amp_explore.texts.tokens import tokenise, tokenise_pieces
 
 Calibration = Literal[assets.Text, "alpaca"]
 Evaluation = Literal[assets.Text, "wikitext2"]
@@ -111,7 +112,7 @@ def evaluation_windows(
         return file_windows(tokenizer, text, window=window, windows=windows, bos=bos)
     if source == "wikitext2":
         rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
-        ids, label = _tokenise(tokenizer, "\n\n".join(row["text"] for row in rows)), "WikiText-2 test"
+        ids, label = tokenise(tokenizer, "\n\n".join(row["text"] for row in rows)), "WikiText-2 test"
     else:
         ids, label = _bundled(tokenizer, source, "evaluation"), f"{source}, evaluation half"
     return _with_bos(tokenizer, _consecutive(ids, window, windows), bos, label)
@@ -120,14 +121,10 @@ def evaluation_windows(
 def file_windows(
     tokenizer: PreTrainedTokenizerBase, path: str | Path, *, window: int, windows: int | None, bos: Bos
 ) -> TokenWindows:
-    """Consecutive windows from the start of a text file (UTF-8)."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise DataError(f"cannot read the text {path}: {error.strerror}; check the path") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text; convert it first") from None
-    return _with_bos(tokenizer, _consecutive(_tokenise(tokenizer, text), window, windows), bos, Path(path).name)
+    """Consecutive windows from the start of a text file (UTF-8), which is read as far as the windows reach."""
+    wanted = None if windows is None else _positive(windows, "windows") * _positive(window, "window", least=2)
+    ids = tokenise_pieces(tokenizer, files.pieces(path), wanted)
+    return _with_bos(tokenizer, _consecutive(ids, window, windows), bos, Path(path).name)
 
 
 def _bundled(
@@ -152,16 +149,13 @@ def _tokens_of_half(
     )
     middle = len(parts) // 2
     chosen = parts[:middle] if which == "calibration" else parts[middle:]
-    return _tokenise(tokenizer, ("\n\n" if source == "wiki" else "").join(chosen))
-
-
-def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
-    # verbose=False: the warning about the model's maximum length means nothing here, the text is cut into windows
-    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.int64)
+    return tokenise(tokenizer, ("\n\n" if source == "wiki" else "").join(chosen))
 
 
 def _consecutive(ids: torch.Tensor, window: int, windows: int | None) -> list[torch.Tensor]:
     available = len(ids) // _positive(window, "window", least=2)
+    if not len(ids):
+        raise DataError("there is no token in the text: it is empty, or the model came without its tokenizer's files")
     if not available:
         raise DataError(
             f"the text has {len(ids)} tokens, fewer than one window of {window}; use a longer text or shorter windows"
@@ -195,7 +189,7 @@ def _alpaca_prompts(tokenizer: PreTrainedTokenizerBase, window: int, bos: Bos, s
     rows = _hub_rows("yahma/alpaca-cleaned", None, "train")
     chosen = random.Random(seed).sample(range(len(rows)), ALPACA_PROMPTS)
     prompts = ["\n".join(filter(None, (rows[i]["instruction"], rows[i]["input"]))) for i in chosen]
-    ids = [_tokenise(tokenizer, prompt)[: _positive(window, "window")] for prompt in prompts]
+    ids = [tokenise(tokenizer, prompt)[: _positive(window, "window")] for prompt in prompts]
     return _with_bos(tokenizer, ids, bos, f"alpaca-cleaned, {ALPACA_PROMPTS} prompts, seed {seed}")
 
 
