@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
 
-from amp_explore import children
 from amp_explore.errors import AmpExploreError
+from amp_explore.processes import PythonModule, lines
 from amp_explore.progress import Progress, no_progress
 
 Kind = Literal["model", "dataset"]
@@ -24,6 +24,7 @@ Problem = Literal["no id", "unreachable", "refused", "broken"]
 ANSWER_SECONDS = 10
 """Until a hub that does not answer counts as out of reach."""
 
+_ROOT = Path(__file__).resolve().parents[1]
 _CHUNK = 2**16  # bytes; by default the client reports once in 10 MB, which a slow hub takes minutes for
 
 
@@ -45,16 +46,20 @@ def download(repository: str, patterns: list[str], *, kind: Kind = "model", prog
     """
     at, note = (0, 1), f"downloading {repository}"
     progress(*at, note)
-    arguments = (kind, repository, str(ANSWER_SECONDS), *patterns)
-    with children.running("amp_explore.hub", *arguments, environment=dict(os.environ)) as child:
-        for line in children.lines(child):
-            said = _parsed(line)
-            if "folder" in said:
-                return Path(said["folder"])
-            if "problem" in said:
-                raise HubError(said["problem"], said["reason"])
-            at = (said["done"], said["total"]) if "done" in said else at
-            progress(*at, note)
+    arguments = ("amp_explore.hub", kind, repository, str(ANSWER_SECONDS), *patterns)
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with PythonModule(*arguments, cwd=_ROOT, **output) as client:
+        try:
+            for line in lines(client):
+                said = _parsed(line)
+                if "folder" in said:
+                    return Path(said["folder"])
+                if "problem" in said:
+                    raise HubError(said["problem"], said["reason"])
+                at = (said["done"], said["total"]) if "done" in said else at
+                progress(*at, note)
+        finally:
+            client.kill()
     raise HubError("broken", "the download ended without a word")
 
 

