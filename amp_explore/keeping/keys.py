@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import torch
 import transformers
 
 from amp_explore.keeping.store import Key
+from amp_explore.measure import commonsense
 from amp_explore.models.loading import LoadedModel
 from amp_explore.texts.calibration import TokenWindows
 
@@ -27,3 +30,15 @@ def numerics(loaded: LoadedModel) -> Key:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def perplexity_setup(loaded: LoadedModel, windows: TokenWindows) -> Key:
+    """Everything but model and plan that a perplexity depends on."""
+    return {"windows": windows.digest, **numerics(loaded)}
+
+
+def task_setup(loaded: LoadedModel, task: str, limit: int | None, data: commonsense.Data) -> Key:
+    """Everything but model and plan that a task's accuracy depends on."""
+    harness = {"lm_eval": version("lm_eval"), "tokenizer": loaded.tokenizer_digest}
+    questions = {"data": data, "questions": commonsense.questions_digest(task, data)}
+    return {"task": task, "limit": limit, **questions, **harness, **numerics(loaded)}

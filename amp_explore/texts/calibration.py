@@ -19,11 +19,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from amp_explore.errors import DataError
-from amp_explore.texts import assets, files
+from amp_explore.progress import Progress, no_progress
+from amp_explore.texts import assets, files, from_hub
 from amp_explore.texts.tokens import tokenise, tokenise_pieces
 
 Calibration = Literal[assets.Text, "alpaca"]
 Evaluation = Literal[assets.Text, "wikitext2"]
+_OF_THE_HUB = get_args(from_hub.HubText)
 Bos = Literal["auto", "always", "never"]
 
 ALPACA_PROMPTS = 50  # as in AMP
@@ -62,6 +64,22 @@ class TokenWindows:
             "tokens": self.tokens,
             "bos": self.bos,
         }
+
+
+def needs_network(source: str, text: str | Path | None = None) -> bool:
+    """Whether windows of this source, or of the file `text`, would have to be downloaded first; asks no network."""
+    return text is None and source in _OF_THE_HUB and not from_hub.is_here(source)
+
+
+def fetch_text(source: str, progress: Progress = no_progress) -> None:
+    """Download what windows of this source need: nothing, but for texts of the hub. It may take minutes, leaves models
+    alone, and may run beside other work.
+
+    Raises:
+        DataError: the hub cannot be reached, or does not have it.
+    """
+    if source in _OF_THE_HUB:
+        from_hub.fetch(source, progress)
 
 
 def calibration_windows(
@@ -111,7 +129,7 @@ def evaluation_windows(
     if text is not None:
         return file_windows(tokenizer, text, window=window, windows=windows, bos=bos)
     if source == "wikitext2":
-        rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
+        rows = from_hub.rows("wikitext2")
         ids, label = tokenise(tokenizer, "\n\n".join(row["text"] for row in rows)), "WikiText-2 test"
     else:
         ids, label = _bundled(tokenizer, source, "evaluation"), f"{source}, evaluation half"
@@ -186,20 +204,8 @@ def _wants_bos(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> bool:
 
 
 def _alpaca_prompts(tokenizer: PreTrainedTokenizerBase, window: int, bos: Bos, seed: int) -> TokenWindows:
-    rows = _hub_rows("yahma/alpaca-cleaned", None, "train")
+    rows = from_hub.rows("alpaca")
     chosen = random.Random(seed).sample(range(len(rows)), ALPACA_PROMPTS)
     prompts = ["\n".join(filter(None, (rows[i]["instruction"], rows[i]["input"]))) for i in chosen]
     ids = [tokenise(tokenizer, prompt)[: _positive(window, "window")] for prompt in prompts]
     return _with_bos(tokenizer, ids, bos, f"alpaca-cleaned, {ALPACA_PROMPTS} prompts, seed {seed}")
-
-
-def _hub_rows(repository: str, config: str | None, split: str):
-    from datasets import load_dataset
-
-    try:
-        return load_dataset(repository, config, split=split)
-    except Exception as error:  # no network, no such data set, a full disk: many types, one remedy
-        raise DataError(
-            f"{repository} cannot be had from the hub ({type(error).__name__}); "
-            "check the network, or use a bundled text"
-        ) from error
