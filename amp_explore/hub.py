@@ -37,7 +37,9 @@ class HubError(AmpExploreError):
 
 
 def download(repository: str, patterns: list[str], *, kind: Kind = "model", progress: Progress = no_progress) -> Path:
-    """The local folder with the files of a repository that match; where the hub does not answer, as kept from before.
+    """The local folder with the files of a repository that match.
+
+    Where the hub does not answer, that is a model as it was kept from before; of a data set there may be only parts.
 
     `progress` counts bytes, and is called several times a second whether they come or not.
 

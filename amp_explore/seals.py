@@ -53,8 +53,8 @@ def file_digest(path: Path, *, progress: Progress = no_progress) -> str:
 
 def seal(folder: Path) -> None:
     """Note down what the files of `folder` are; a folder whose seal is missing was never finished."""
-    files = sorted(path for path in folder.iterdir() if path.name != SEAL)
-    document = {"files": {path.name: file_digest(path) for path in files}}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
+    document = {"files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files}}
     with (folder / SEAL).open("w", encoding="utf-8") as file:
         json.dump(document, file, indent=1)
         file.flush()
@@ -62,7 +62,7 @@ def seal(folder: Path) -> None:
 
 
 def sealed(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file by its name, as the seal has it; empty where there is none that can be read."""
+    """The SHA-256 of each file by its path in the folder, as sealed; empty where there is no seal that can be read."""
     try:
         files = json.loads((folder / SEAL).read_bytes())["files"]
         return {str(name): str(digest) for name, digest in files.items()}

@@ -291,6 +291,7 @@ class Workbench:
     ) -> dict[str, dict[str, Any]]:
         """Commonsense accuracy under a plan, each task measured at most once."""
         commonsense.check(tasks, limit)
+        commonsense.prepare(tasks, data, progress=progress)  # what the keys name
         results = {}
         for task in tasks:
             results[task] = self.store.measurement(

@@ -68,7 +68,7 @@ class TokenWindows:
 
 def needs_network(source: str, text: str | Path | None = None) -> bool:
     """Whether windows of this source, or of the file `text`, would have to be downloaded first; asks no network."""
-    return text is None and source in _OF_THE_HUB and not from_hub.is_here(source)
+    return text is None and source in _OF_THE_HUB and not from_hub.text(source).is_here()
 
 
 def fetch_text(source: str, progress: Progress = no_progress) -> None:
@@ -79,7 +79,7 @@ def fetch_text(source: str, progress: Progress = no_progress) -> None:
         DataError: the hub cannot be reached, or does not have it.
     """
     if source in _OF_THE_HUB:
-        from_hub.fetch(source, progress)
+        from_hub.text(source).fetch(progress)
 
 
 def calibration_windows(

@@ -1,4 +1,4 @@
-"""Texts that only the hub has: AMP's calibration prompts, and the test set that perplexities are published for.
+"""What only the hub has: AMP's calibration prompts, the test set of published perplexities, official questions.
 
 Each is downloaded once, into the cache, and read from there without a network ever after.
 """
@@ -17,32 +17,11 @@ from amp_explore import hub
 from amp_explore.errors import DataError
 from amp_explore.folders import lock, new_folder
 from amp_explore.progress import Progress, no_progress
-from amp_explore.seals import damage, seal
+from amp_explore.seals import SEAL, damage, file_digest, seal
 from amp_explore.texts.assets import cache_root
 
 HubText = Literal["alpaca", "wikitext2"]
 
-
-@dataclass(frozen=True)
-class _Source:
-    """One file, JSON or Parquet, of a data set."""
-
-    repository: str
-    file: str
-
-    @property
-    def folder(self) -> Path:
-        return cache_root() / "assets" / self.repository.replace("/", "--")
-
-    @property
-    def path(self) -> Path:
-        return self.folder / Path(self.file).name
-
-
-_SOURCES: dict[HubText, _Source] = {
-    "alpaca": _Source("yahma/alpaca-cleaned", "alpaca_data_cleaned.json"),
-    "wikitext2": _Source("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet"),
-}
 _SAYS = {
     "no id": "the hub does not know it",
     "unreachable": "the hub cannot be reached; check the network",
@@ -51,44 +30,71 @@ _SAYS = {
 }
 
 
-def is_here(name: HubText) -> bool:
-    """Whether the text can be read without a network, its content verified."""
-    return damage(_SOURCES[name].folder) is None
+@dataclass(frozen=True)
+class Repository:
+    """Files of a data set on the hub: those that match the patterns."""
 
+    name: str
+    patterns: tuple[str, ...] = ("*",)
+    instead: str = "use offline data"
 
-def fetch(name: HubText, progress: Progress = no_progress) -> None:
-    """Download the text, unless it is here. `progress` counts bytes.
+    @property
+    def folder(self) -> Path:
+        """Where its files are, or will be."""
+        return cache_root() / "assets" / self.name.replace("/", "--")
 
-    Raises:
-        DataError: it cannot be had.
-    """
-    source = _SOURCES[name]
-    lock_file = source.folder.with_name(f".{source.folder.name}.lock")
-    with lock(lock_file, progress=progress, note="waiting for another download to finish"):
-        if is_here(name):
+    def is_here(self) -> bool:
+        """Whether the files can be read without a network, their content verified."""
+        return damage(self.folder) is None
+
+    @property
+    def digest(self) -> str | None:
+        """Names the content of all files; None where they are not here."""
+        return file_digest(self.folder / SEAL) if self.is_here() else None
+
+    def fetch(self, progress: Progress = no_progress) -> None:
+        """Download the files, unless they are here. `progress` counts bytes.
+
+        Raises:
+            DataError: they cannot be had.
+        """
+        if self.is_here():
             return
-        found = _download(source, progress)
-        with new_folder(source.folder) as folder:
-            shutil.copyfile(found, folder / source.path.name)
-            seal(folder)
+        lock_file = self.folder.with_name(f".{self.folder.name}.lock")
+        with lock(lock_file, progress=progress, note="waiting for another download to finish"):
+            if self.is_here():
+                return
+            found = self._download(progress)
+            with new_folder(self.folder) as folder:
+                shutil.copytree(found, folder, dirs_exist_ok=True)  # links become files
+                seal(folder)
+
+    def _download(self, progress: Progress) -> Path:
+        try:
+            return hub.download(self.name, self.patterns, kind="dataset", progress=progress)
+        except hub.HubError as error:
+            raise DataError(f"{self.name} cannot be had: {_SAYS[error.problem]}, or {self.instead}") from error
+
+
+_TEXTS: dict[HubText, Repository] = {
+    "alpaca": Repository("yahma/alpaca-cleaned", ("alpaca_data_cleaned.json",), "use a bundled text"),
+    "wikitext2": Repository("Salesforce/wikitext", ("wikitext-2-raw-v1/test-*.parquet",), "use a bundled text"),
+}
+
+
+def text(name: HubText) -> Repository:
+    """What has this text."""
+    return _TEXTS[name]
 
 
 def rows(name: HubText) -> list[dict[str, str]]:
-    """The text's rows, downloaded first where they are not here. Errors as for `fetch`."""
-    if not is_here(name):
-        fetch(name)
-    path = _SOURCES[name].path
-    if path.suffix == ".parquet":
-        return pyarrow.parquet.read_table(path).to_pylist()
-    return json.loads(path.read_bytes())
-
-
-def _download(source: _Source, progress: Progress) -> Path:
-    try:
-        found = hub.download(source.repository, [source.file], kind="dataset", progress=progress) / source.file
-    except hub.HubError as error:
-        said = f"{_SAYS[error.problem]}, or use a bundled text"
-        raise DataError(f"{source.repository} cannot be had: {said}") from error
-    if not found.is_file():
-        raise DataError(f"{source.repository} has no {source.file} any more; use a bundled text")
+    """A text's rows, downloaded first where they are not here. Errors as for `fetch`."""
+    repository = _TEXTS[name]
+    repository.fetch()
+    found: list[dict[str, str]] = []
+    for path in sorted(path for pattern in repository.patterns for path in repository.folder.glob(pattern)):
+        is_json = path.suffix == ".json"
+        found += json.loads(path.read_bytes()) if is_json else pyarrow.parquet.read_table(path).to_pylist()
+    if not found:
+        raise DataError(f"{repository.name} has no {repository.patterns[0]} any more; {repository.instead}")
     return found

@@ -7,6 +7,7 @@ demo model on the offline data. The likelihoods themselves are tested in `test_l
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import os
 import random
@@ -24,8 +25,10 @@ import lm_eval.api.task
 import lm_eval.tasks
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
+from fake_hub import FakeHub, serving
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
@@ -208,12 +211,13 @@ def test_a_tokenizer_without_special_tokens_will_do(made_up, characters, named):
 
 def test_tasks_are_the_official_ones_but_for_where_the_questions_are(made_up, tmp_path):
     overlaid = {"training_split", "validation_split", "test_split"}
-    for task, (file, split) in commonsense._OFFICIAL.items():
+    for task, (file, split, repository) in commonsense._OFFICIAL.items():
         ours = commonsense._load(task, "offline", tmp_path)
         raw = load_yaml(OFFICIAL / file)
         for key in raw.keys() - overlaid - {"tag", "metadata"}:
             assert ours.config[key] == raw[key], (task, key)
         assert ours.config["num_fewshot"] == 0
+        assert raw["dataset_path"] == repository.name
         # The harness scores the test split where there is one, the validation split elsewhere.
         assert split == (raw.get("test_split") or raw["validation_split"])
 
@@ -493,8 +497,30 @@ def test_offline_data_needs_no_network_and_no_cache_of_the_hub(made_up, tmp_path
 
 
 def test_an_unreachable_hub_is_one_clear_line(tmp_path):
-    (line,) = without_network(tmp_path, "hub", HF_HUB_OFFLINE="1")
-    assert line.startswith("DataError piqa cannot be had from the hub (Couldn't reach 'baber/piqa'")
+    (line,) = without_network(tmp_path, "hub", HF_HUB_OFFLINE="1", AMP_EXPLORE_CACHE=str(tmp_path))
+    said = "the hub cannot be reached; check the network, or use offline data"
+    assert line == f"DataError baber/piqa cannot be had: {said}"
+
+
+def test_questions_of_the_hub_are_downloaded_once_and_named(made_up_cache, characters, tmp_path, monkeypatch):
+    """A hub that has the made-up questions gives their accuracy, and is not asked again."""
+    monkeypatch.setenv("AMP_EXPLORE_CACHE", str(shutil.copytree(made_up_cache, tmp_path / "cache")))
+    with pa.ipc.open_stream(assets.task_data("piqa")) as reader:
+        content = io.BytesIO()
+        pyarrow.parquet.write_table(reader.read_all(), content)
+    splits = ("train", "validation")
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n" + "".join(
+        f"  - split: {split}\n    path: data/{split}-*\n" for split in splits
+    )
+    files = {f"data/{split}-0.parquet": content.getvalue() for split in splits} | {"README.md": f"{card}---\n".encode()}
+    model = tiny("llama").model
+    expected = evaluate(model, characters, ("piqa",))["piqa"]
+    assert commonsense.questions_digest("piqa", "hub") is None
+    with serving(monkeypatch, tmp_path / "hub", FakeHub("baber/piqa", files)):
+        found = evaluate(model, characters, ("piqa",), data="hub")["piqa"]
+    digest = commonsense.questions_digest("piqa", "hub")
+    assert found == expected | {"questions": digest} and digest not in (None, expected["questions"])
+    assert evaluate(model, characters, ("piqa",), data="hub")["piqa"] == found
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def test_what_was_downloaded_needs_no_hub_and_what_is_damaged_is_downloaded_agai
     size = len(ALPACA["alpaca_data_cleaned.json"])
     assert reports[-1] == (size, size, "downloading yahma/alpaca-cleaned")
     first = calibration_windows(tokenizer(), "alpaca", window=100)
-    path = from_hub._SOURCES["alpaca"].path
+    path = from_hub.text("alpaca").folder / "alpaca_data_cleaned.json"
     path.write_bytes(path.read_bytes().replace(b"Say 7", b"Say 8"))
     assert needs_network("alpaca")
     assert calibration_windows(tokenizer(), "alpaca", window=100).digest == first.digest
