@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amp_explore.errors import DataError
 from amp_explore.progress import Progress, no_progress
+from amp_explore.seals import file_digest
 from amp_explore.texts import assets, files, from_hub
 from amp_explore.texts.tokens import tokenise, tokenise_pieces
 
@@ -151,12 +152,17 @@ def _bundled(
     """(tokens,) int64 of one half of a bundled text."""
     if source not in get_args(assets.Text):
         raise DataError(f"text {source!r} is not known; use one of {', '.join(get_args(assets.Text))}, or a file")
-    return _tokens_of_half(tokenizer, assets.text_file(source), source, which)
+    path = assets.text_file(source)
+    return _tokens_of_half(tokenizer, path, file_digest(path), source, which)
 
 
 @lru_cache(maxsize=12)  # every measurement of a repaired plan asks for the text that it was repaired on
 def _tokens_of_half(
-    tokenizer: PreTrainedTokenizerBase, path: Path, source: str, which: Literal["calibration", "evaluation"]
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    digest: str,
+    source: str,
+    which: Literal["calibration", "evaluation"],
 ) -> torch.Tensor:
     """(tokens,) int64: whole articles of wiki, whole lines of the others."""
     text = path.read_text(encoding="utf-8")
