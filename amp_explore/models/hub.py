@@ -29,7 +29,8 @@ def folder_of(hub_id: str, progress: Progress = no_progress) -> Path:
     Raises:
         ModelError: it cannot be had.
     """
-    return _prepared.pop(hub_id, None) or _download(hub_id, progress)
+    prepared = _prepared.pop(hub_id, None)
+    return prepared if prepared and prepared.is_dir() else _download(hub_id, progress)
 
 
 def _download(hub_id: str, progress: Progress) -> Path:
