@@ -7,16 +7,23 @@ the client's own cache, where the next attempt goes on.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import logging
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.processes import PythonModule, lines
 from amp_explore.progress import Progress, no_progress
+from amp_explore.seals import file_digest
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["model", "dataset"]
 Problem = Literal["no id", "unreachable", "refused", "broken"]
@@ -36,8 +43,10 @@ class HubError(AmpExploreError):
         self.problem = problem
 
 
-def download(repository: str, patterns: list[str], *, kind: Kind = "model", progress: Progress = no_progress) -> Path:
-    """The local folder with the files of a repository that match.
+def download(
+    repository: str, patterns: Sequence[str], *, kind: Kind = "model", progress: Progress = no_progress
+) -> Path:
+    """The local folder with the files of a repository that match, their content verified.
 
     Where the hub does not answer, that is a model as it was kept from before; of a data set there may be only parts.
 
@@ -46,6 +55,36 @@ def download(repository: str, patterns: list[str], *, kind: Kind = "model", prog
     Raises:
         HubError: the files cannot be had.
     """
+    folder = _downloaded(repository, patterns, kind, progress)
+    if not (damaged := [path for path in folder.rglob("*") if _is_damaged(path, progress)]):
+        return folder
+    log.warning("%s of %s is damaged; downloading it again", damaged[0].name, repository)
+    for path in damaged:
+        path.resolve().unlink()
+    try:
+        return _downloaded(repository, patterns, kind, progress)
+    except HubError as error:
+        raise HubError("broken", f"{damaged[0].name} was damaged here, and does not come again: {error}") from error
+
+
+def _is_damaged(path: Path, progress: Progress) -> bool:
+    """Whether a file of the client's cache is not what it was when it came.
+
+    The hub names large files by their SHA-256 and small ones as git does, and the client keeps them under these names.
+    What has another kind of name, from another kind of hub, cannot be told.
+    """
+    if not path.is_file():
+        return False
+    name = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", name):
+        return file_digest(path, progress=progress) != name
+    if re.fullmatch("[0-9a-f]{40}", name):
+        content = path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != name
+    return False
+
+
+def _downloaded(repository: str, patterns: Sequence[str], kind: Kind, progress: Progress) -> Path:
     at, note = (0, 1), f"downloading {repository}"
     progress(*at, note)
     arguments = ("amp_explore.hub", kind, repository, str(ANSWER_SECONDS), *patterns)
@@ -58,7 +97,8 @@ def download(repository: str, patterns: list[str], *, kind: Kind = "model", prog
                     return Path(said["folder"])
                 if "problem" in said:
                     raise HubError(said["problem"], said["reason"])
-                at = (said["done"], said["total"]) if "done" in said else at
+                if "done" in said:  # by one of several bars, which are not quite in step
+                    at = max(at[0], said["done"]), said["total"]
                 progress(*at, note)
         finally:
             client.kill()

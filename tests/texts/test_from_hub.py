@@ -80,7 +80,7 @@ def test_what_was_downloaded_needs_no_hub_and_what_is_damaged_is_downloaded_agai
     reports = []
     fetch_text("alpaca", lambda *report: reports.append(report))
     size = len(ALPACA["alpaca_data_cleaned.json"])
-    assert reports[-1] == (size, size, "downloading yahma/alpaca-cleaned")
+    assert (size, size, "downloading yahma/alpaca-cleaned") in reports
     first = calibration_windows(tokenizer(), "alpaca", window=100)
     path = from_hub.text("alpaca").folder / "alpaca_data_cleaned.json"
     path.write_bytes(path.read_bytes().replace(b"Say 7", b"Say 8"))
