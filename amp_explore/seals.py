@@ -64,6 +64,7 @@ def seal(folder: Path) -> None:
 def sealed(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file by its path in the folder, as sealed; empty where there is no seal that can be read."""
     try:
+        stamp_of(folder / SEAL)
         files = json.loads((folder / SEAL).read_bytes())["files"]
         return {str(name): str(digest) for name, digest in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

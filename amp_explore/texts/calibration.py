@@ -1,8 +1,8 @@
 """Text in, token windows out: what models are scored and measured on, reproducibly.
 
 The bundled texts are cut in two halves, by position: calibration reads the first, evaluation the second, so that no
-token is ever used for both. A text of one's own is tokenised whole, without special tokens, and cut into consecutive
-windows from its start.
+token is ever used for both. A text of one's own is cut into consecutive windows from its start, of the tokens that the
+whole text has, without special tokens.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _SAYS = {
     "no id": "the hub does not know it",
     "unreachable": "the hub cannot be reached; check the network",
     "refused": "the hub does not give it",
-    "broken": "the download broke off; try again",
+    "broken": "the download broke off ({reason}); try again",
 }
 
 
@@ -73,7 +73,8 @@ class Repository:
         try:
             return hub.download(self.name, self.patterns, kind="dataset", progress=progress)
         except hub.HubError as error:
-            raise DataError(f"{self.name} cannot be had: {_SAYS[error.problem]}, or {self.instead}") from error
+            said = _SAYS[error.problem].format(reason=error)
+            raise DataError(f"{self.name} cannot be had: {said}, or {self.instead}") from error
 
 
 _TEXTS: dict[HubText, Repository] = {

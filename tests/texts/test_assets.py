@@ -183,14 +183,18 @@ def test_a_damaged_file_that_cannot_be_had_again_is_not_used(carriers, index, mo
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("manifest", ["of sizes", "half", "none"])
+@pytest.mark.parametrize("manifest", ["of sizes", "half", "none", "a pipe"])
 def test_a_folder_without_noted_digests_is_known_by_its_content(carriers, index, manifest):
     """Folders that were fetched before digests were noted need no second download, unless they are damaged."""
     assets.fetch(carriers=carriers)
     old = {"sha256": carriers[0].sha256, "sizes": {"first.bin": 4000}}
     for carrier in carriers:
         path = carrier.folder / "manifest.json"
-        path.unlink() if manifest == "none" else path.write_text("{" if manifest == "half" else json.dumps(old))
+        path.unlink()
+        if manifest == "a pipe":
+            os.mkfifo(path)
+        elif manifest != "none":
+            path.write_text("{" if manifest == "half" else json.dumps(old))
     flip_a_bit(carriers[1].folder / "second.bin")
     (index / "first-1.0-py3-none-any.whl").unlink()
     assert carriers[0].is_complete() and not carriers[1].is_complete()
