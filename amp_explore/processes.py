@@ -7,11 +7,16 @@ end the starter alone has, and which the system closes when the starter is gone.
 from __future__ import annotations
 
 import os
+import queue
 import runpy
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
+
+_MOMENT = 0.2  # seconds
 
 
 class PythonModule(subprocess.Popen):
@@ -25,6 +30,29 @@ class PythonModule(subprocess.Popen):
             super().__init__([sys.executable, __file__, module, *arguments], stdin=watched, **options)
         finally:
             os.close(watched)
+
+
+def lines(process: subprocess.Popen[str]) -> Iterator[str | None]:
+    """What a process prints, line by line until it ends; None whenever a moment passes without a line, so that whoever
+    waits can look up."""
+    printed: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        with suppress(ValueError):  # closed by whoever does not wait for the end
+            for line in process.stdout:
+                printed.put(line)
+        printed.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = printed.get(timeout=_MOMENT)
+        except queue.Empty:
+            yield None
+            continue
+        if not line:
+            return
+        yield line
 
 
 def _run_watching() -> None:

@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,7 +29,7 @@ from amp_explore.criteria.scores import Scores
 from amp_explore.errors import AmpExploreError, PlanError, TooLarge
 from amp_explore.keeping import keys
 from amp_explore.keeping.evidence import VERSIONS, Observation
-from amp_explore.keeping.keys import Key, numerics, on_text
+from amp_explore.keeping.keys import Key, numerics, on_text, perplexity_setup, task_setup
 from amp_explore.keeping.store import Store
 from amp_explore.measure import commonsense, identities, speed
 from amp_explore.measure.boundaries import Boundaries
@@ -42,7 +41,7 @@ from amp_explore.progress import Progress, labelled, no_progress, part
 from amp_explore.surgery import repair
 from amp_explore.surgery.slicing import LayerOf, slice_layer, slice_model
 from amp_explore.texts import assets
-from amp_explore.texts.calibration import TokenWindows, calibration_windows, evaluation_windows
+from amp_explore.texts.calibration import TokenWindows, calibration_windows, evaluation_windows, needs_network
 
 LIVE_WINDOWS = 1
 """Windows of 512 tokens that the dashboard measures perplexity on after each edit, unless asked otherwise."""
@@ -196,11 +195,16 @@ class Workbench:
         return slice_model(loaded, plan, lambda *which: kept.layer(make, *which))
 
     def is_ready(self, loaded: LoadedModel, plan: PruningPlan) -> bool:
-        """Whether `sliced` takes no long work first: what a repair needs was collected, or fitted, already."""
+        """Whether `sliced` takes no long work first: what a repair needs was collected, or fitted, already.
+
+        Never asks a network: a repair whose text is still to be downloaded is not ready.
+        """
         if plan.is_empty or plan.repair is None:
             return True
         if plan.repair.method == "sequential":
             return self.store.has_statistics(_fits_key(loaded, plan))
+        if needs_network(plan.repair.source, plan.repair.text):
+            return False
         windows = self.repair_windows(loaded, plan.repair)
         return self.has_evidence(loaded, windows, repair.METHODS[plan.repair.method].needs)
 
@@ -287,6 +291,7 @@ class Workbench:
     ) -> dict[str, dict[str, Any]]:
         """Commonsense accuracy under a plan, each task measured at most once."""
         commonsense.check(tasks, limit)
+        commonsense.prepare(tasks, data, progress=progress)  # what the keys name
         results = {}
         for task in tasks:
             results[task] = self.store.measurement(
@@ -375,17 +380,6 @@ def _models_in_memory() -> int:
 
 def _check_setup() -> Key:
     return {"libraries": identities.versions(), "check": identities.VERSION, "code": keys.VERSION}
-
-
-def perplexity_setup(loaded: LoadedModel, windows: TokenWindows) -> Key:
-    """Everything but model and plan that a perplexity depends on."""
-    return {"windows": windows.digest, **numerics(loaded)}
-
-
-def task_setup(loaded: LoadedModel, task: str, limit: int | None, data: commonsense.Data) -> Key:
-    """Everything but model and plan that a task's accuracy depends on."""
-    harness = {"lm_eval": version("lm_eval"), "tokenizer": loaded.tokenizer_digest}
-    return {"task": task, "limit": limit, "data": data, **harness, **numerics(loaded)}
 
 
 def _fits_key(loaded: LoadedModel, plan: PruningPlan) -> Key:

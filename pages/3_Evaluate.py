@@ -7,6 +7,7 @@ import streamlit as st
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.keeping.jobs import Job
+from amp_explore.keeping.keys import task_setup
 from amp_explore.measure.commonsense import TASKS
 from amp_explore.ui.charts import image_options, side_by_side
 from amp_explore.ui.frame import open_page
@@ -14,7 +15,6 @@ from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_f
 from amp_explore.ui.live import live_perplexity
 from amp_explore.ui.scoring import own_text
 from amp_explore.ui.session import WINDOW, Session, evaluation, window_of, workbench
-from amp_explore.workbench import task_setup
 
 TEXTS = {
     "wiki": "Wikipedia, evaluation half",
@@ -64,7 +64,7 @@ def commonsense(state: Session) -> None:
         "Questions from", list(sources), format_func=sources.get, key="questions", persist_state="session"
     )
     bench, loaded, plan, dense = workbench(), state.loaded, state.plan, state.dense
-    topic = f"tasks:{state.fingerprint}:{plan.digest}"
+    topic = f"tasks:{state.fingerprint}:{loaded.tokenizer_digest}:{loaded.dtype}:{plan.digest}"
 
     def work(job: Job) -> None:
         for which in (dense, plan):

@@ -169,6 +169,7 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder with a small made-up text in place of Wikipedia, and nothing else."""
     from made_up import made_up_text
 
+    from amp_explore.seals import seal
     from amp_explore.texts import assets
 
     with pytest.MonkeyPatch.context() as patch:
@@ -179,7 +180,7 @@ def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "wiki.utf8").write_text("".join(articles))
         for name in ("c4.utf8", "code.utf8", "LICENSE"):
             (folder / name).touch()
-        assets.TEXTS.write_manifest(folder)
+        seal(folder)
         return assets.cache_root()
 
 

@@ -2,6 +2,7 @@
 
 All heavy work runs in one worker thread, so that nothing competes with a measurement. A short job may be marked urgent:
 it runs next, and even inside a long job, at the long job's next report, unless that one is exclusive (a timing).
+What a job has to wait for before it can begin, a download, is done beside the queue, so that nobody else waits too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import threading
 import time
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 Work = Callable[["Job"], Any]
 
 _FINISHED_KEPT = 100
+_ASIDE = 4  # jobs whose preparations go on at a time
 
 
 class QueueFull(AmpExploreError):
@@ -43,6 +46,8 @@ class Job:
     runner: JobRunner
     urgent: bool = False
     exclusive: bool = False
+    before: Work | None = None
+    aside: bool = False  # whether it is at its preparations, beside the queue
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     state: State = "queued"
     done: int = 0
@@ -63,7 +68,7 @@ class Job:
         if done < self.done:
             self.started = time.monotonic()  # another stretch of the work begins
         self.done, self.total, self.note = done, total, note
-        if not self.urgent and not self.exclusive:
+        if not (self.urgent or self.exclusive or self.aside):
             self.runner.run_urgent()
 
     def cancel(self) -> None:
@@ -90,24 +95,39 @@ class JobRunner:
         self._limit = limit
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._waiting: deque[Job] = deque()
+        self._room_aside = threading.Semaphore(_ASIDE)
         self._changed = threading.Condition()
         threading.Thread(target=self._work, name="amp-explore-jobs", daemon=True).start()
 
-    def submit(self, label: str, work: Work, *, topic: str = "", urgent: bool = False, exclusive: bool = False) -> Job:
+    def submit(
+        self,
+        label: str,
+        work: Work,
+        *,
+        topic: str = "",
+        urgent: bool = False,
+        exclusive: bool = False,
+        before: Work | None = None,
+    ) -> Job:
         """Queue `work(job)`, where `job` is its progress callback. `topic` lets a page find its jobs again.
+
+        `before(job)`, where given, runs first and beside the queue: it must leave the models and the device alone. The
+        job is queued when that is done; progress, cancelling and errors are the job's own all along.
 
         Raises:
             QueueFull: as many jobs as the limit are waiting.
         """
-        job = Job(label, topic, work, self, urgent, exclusive)
+        job = Job(label, topic, work, self, urgent, exclusive, before)
         with self._changed:
-            if len(self._waiting) >= self._limit:
+            if sum(kept.state == "queued" for kept in self._jobs.values()) >= self._limit:
                 raise QueueFull(f"{self._limit} jobs are waiting already; cancel some, or wait")
             self._jobs[job.id] = job
-            self._waiting.append(job)
             for old in [key for key, kept in self._jobs.items() if not kept.active][:-_FINISHED_KEPT]:
                 del self._jobs[old]
-            self._changed.notify()
+            if before is None:
+                self._enqueue(job)
+        if before is not None:
+            threading.Thread(target=self._prepare, args=(job,), name="amp-explore-aside", daemon=True).start()
         return job
 
     def get(self, job_id: str) -> Job | None:
@@ -122,7 +142,8 @@ class JobRunner:
     @property
     def running(self) -> Job | None:
         """The long job that is at work now, if any."""
-        return next((job for job in self.jobs() if job.state == "running" and not job.urgent), None)
+        jobs = self.jobs()
+        return next((job for job in jobs if job.state == "running" and not job.urgent and not job.aside), None)
 
     def run_urgent(self) -> None:
         """Run the urgent jobs that wait; called by the worker between jobs, and by long jobs between batches."""
@@ -132,10 +153,30 @@ class JobRunner:
     def forget(self, job: Job) -> None:
         """Take a job that still waits off the queue."""
         with self._changed:
-            if job in self._waiting:
-                self._waiting.remove(job)
-                job.state = "cancelled"
+            if job.state == "queued":
+                if job in self._waiting:
+                    self._waiting.remove(job)
+                job.state, job.work, job.before = "cancelled", None, None
                 job.finished.set()
+
+    def _enqueue(self, job: Job) -> None:
+        job.state = "queued"
+        self._waiting.append(job)
+        self._changed.notify()
+
+    def _prepare(self, job: Job) -> None:
+        """Do what comes before a job's work, then queue it."""
+        with self._room_aside:
+            with self._changed:
+                if job.state == "cancelled":
+                    return
+                job.state, job.aside = "running", True
+            with self._outcome(job):
+                job.before(job)
+                with self._changed:
+                    job(0, 0, "")  # cancelled meanwhile?
+                    job.aside = False
+                    self._enqueue(job)
 
     def _next(self, *, urgent: bool) -> Job | None:
         with self._changed:
@@ -154,10 +195,16 @@ class JobRunner:
                 self._run(job)
 
     def _run(self, job: Job) -> None:
-        job.started = time.monotonic()
-        try:
+        with self._outcome(job):
             job.result = job.work(job)
             job.state = "done"
+
+    @contextmanager
+    def _outcome(self, job: Job) -> Iterator[None]:
+        """Run a stretch of a job in this block; see to it that however it ends is known."""
+        job.started = time.monotonic()
+        try:
+            yield
         except Cancelled:
             job.state = "cancelled"
         except AmpExploreError as error:
@@ -166,5 +213,7 @@ class JobRunner:
             log.exception("job %s failed", job.label)
             job.error, job.state = f"{type(error).__name__}: {error}", "failed"
         finally:
-            job.work = None  # finished jobs are remembered; what they worked on, models among it, must not be
-            job.finished.set()
+            if not job.active:
+                # Finished jobs are remembered; what they worked on, models among it, must not be.
+                job.work = job.before = None
+                job.finished.set()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.metadata import version
 from typing import Any
 
 import torch
 import transformers
 
+from amp_explore.measure import commonsense
 from amp_explore.models.loading import LoadedModel
 from amp_explore.texts.calibration import TokenWindows
 
@@ -32,6 +34,18 @@ def numerics(loaded: LoadedModel) -> Key:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def perplexity_setup(loaded: LoadedModel, windows: TokenWindows) -> Key:
+    """Everything but model and plan that a perplexity depends on."""
+    return {"windows": windows.digest, **numerics(loaded)}
+
+
+def task_setup(loaded: LoadedModel, task: str, limit: int | None, data: commonsense.Data) -> Key:
+    """Everything but model and plan that a task's accuracy depends on."""
+    harness = {"lm_eval": version("lm_eval"), "tokenizer": loaded.tokenizer_digest}
+    questions = {"data": data, "questions": commonsense.questions_digest(task, data)}
+    return {"task": task, "limit": limit, **questions, **harness, **numerics(loaded)}
 
 
 def canonical(key: Key) -> str:

@@ -34,7 +34,8 @@ from amp_explore.measure import likelihood
 from amp_explore.models.families import share
 from amp_explore.models.sharding import device_of
 from amp_explore.progress import Progress, no_progress
-from amp_explore.texts.assets import task_data
+from amp_explore.texts.assets import question_digest, task_data
+from amp_explore.texts.from_hub import Repository
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,13 +44,14 @@ if TYPE_CHECKING:
 
 Data = Literal["offline", "hub"]
 
-# Where lm-eval keeps each task, and the split that it scores.
+_ARC = Repository("allenai/ai2_arc")
+# Where lm-eval keeps each task, the split that it scores, and what has its questions on the hub.
 _OFFICIAL = {
-    "piqa": ("piqa/piqa.yaml", "validation"),
-    "hellaswag": ("hellaswag/hellaswag.yaml", "validation"),
-    "winogrande": ("winogrande/default.yaml", "validation"),
-    "arc_easy": ("arc/arc_easy.yaml", "test"),
-    "arc_challenge": ("arc/arc_challenge.yaml", "test"),
+    "piqa": ("piqa/piqa.yaml", "validation", Repository("baber/piqa")),
+    "hellaswag": ("hellaswag/hellaswag.yaml", "validation", Repository("Rowan/hellaswag")),
+    "winogrande": ("winogrande/default.yaml", "validation", Repository("allenai/winogrande")),
+    "arc_easy": ("arc/arc_easy.yaml", "test", _ARC),
+    "arc_challenge": ("arc/arc_challenge.yaml", "test", _ARC),
 }
 TASKS: tuple[str, ...] = tuple(_OFFICIAL)
 
@@ -90,6 +92,7 @@ def evaluate(
     Returns:
         For each task ``acc`` and ``acc_norm`` (by likelihood per byte of the answer) in 0..1, their standard
         errors ``acc_stderr`` and ``acc_norm_stderr`` (None for a single question), the number of questions ``n``,
+        the digest of their data ``questions``,
         and who scored the answers, ``evaluator``: "tree" (`likelihood`), or "stock" (lm-eval's own class)
         where the model's attention takes no ready mask. Where the official task has no ``acc_norm`` (WinoGrande), it
         is None.
@@ -103,11 +106,12 @@ def evaluate(
     # datasets keeps what a task derives from its questions beside their file. A new folder each time costs a
     # moment, and nothing in it is ever stale, damaged or in another process's way.
     scratch = tempfile.TemporaryDirectory(prefix="amp-explore-", ignore_cleanup_errors=True)
+    prepare(tasks, data, progress=progress)
     with _one_at_a_time, _undisturbed(progress), scratch as folder:
         progress(0, 1, "loading the questions")
         loaded = {task: _load(task, data, Path(folder)) for task in tasks}
         metrics = _run(model, tokenizer, loaded, limit=limit, batch_tokens=batch_tokens, progress=progress)
-    return {task: _numbers(metrics[task]) for task in tasks}
+    return {task: _numbers(metrics[task]) | {"questions": questions_digest(task, data)} for task in tasks}
 
 
 def check(tasks: Sequence[str], limit: int | None) -> None:
@@ -118,6 +122,23 @@ def check(tasks: Sequence[str], limit: int | None) -> None:
         raise AmpExploreError(f"{problem}; choose from {', '.join(TASKS)}")
     if limit is not None and limit < 1:
         raise AmpExploreError(f"limit is {limit}; give at least 1 question, or none for all of them")
+
+
+def prepare(tasks: Sequence[str], data: Data, *, progress: Progress = no_progress) -> None:
+    """Download what `evaluate` would have to, so that it then needs no network: the questions that the hub has.
+
+    This leaves models alone and may run beside other work. `progress` counts bytes.
+
+    Raises:
+        DataError: the hub could not be reached, or does not have them.
+    """
+    for task in tasks if data == "hub" else ():
+        _OFFICIAL[task][2].fetch(progress)
+
+
+def questions_digest(task: str, data: Data) -> str | None:
+    """Names the content of a task's questions; None for those of the hub that were not downloaded yet."""
+    return question_digest(task) if data == "offline" else _OFFICIAL[task][2].digest
 
 
 def default_batch_tokens(model: PreTrainedModel) -> int:
@@ -136,34 +157,27 @@ def offline_questions(*, file: str, split: str, **_) -> dict[str, Dataset]:
 
 
 def _load(name: str, data: Data, scratch: Path) -> Task:
-    """lm-eval's own task, zero-shot; offline, an overlay on its file changes where the questions come from."""
+    """lm-eval's own task, zero-shot; an overlay on its file changes where the questions come from."""
     from lm_eval import tasks
 
-    file, split = _OFFICIAL[name]
-    official = Path(tasks.__file__).parent / file
-    manager = tasks.TaskManager(include_defaults=False)
+    file, split, repository = _OFFICIAL[name]
+    overlay: dict[str, Any] = {"include": str(Path(tasks.__file__).parent / file)}
+    own: list[str] = []
     if data == "hub":
-        try:
-            task = manager.load(str(official))["tasks"][name]
-        except Exception as error:  # no route, a proxy, gated, gone: all end here, with different types
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DataError(
-                f"{name} cannot be had from the hub ({reason}); check the network or use offline data"
-            ) from error
+        overlay |= {"dataset_path": str(repository.folder), "dataset_kwargs": {"cache_dir": str(scratch)}}
     else:
-        overlay = {
-            "include": str(official),
-            "dataset_kwargs": {"file": shutil.copy(task_data(name), scratch), "split": split},
-            "training_split": None,
-            "validation_split": None,
-            "test_split": None,
-            f"{split}_split": split,
-        }
-        lines = [f"{key}: {json.dumps(value)}\n" for key, value in overlay.items()]
-        lines.append(f"custom_dataset: !function {__name__}.{offline_questions.__name__}\n")
-        path = scratch / f"{name}.yaml"
-        path.write_text("".join(lines), encoding="utf-8")
-        task = manager.load(str(path))["tasks"][name]
+        overlay["dataset_kwargs"] = {"file": shutil.copy(task_data(name), scratch), "split": split}
+        overlay |= {"training_split": None, "validation_split": None, "test_split": None, f"{split}_split": split}
+        own = [f"custom_dataset: !function {__name__}.{offline_questions.__name__}\n"]
+    path = scratch / f"{name}.yaml"
+    path.write_text("".join([*(f"{key}: {json.dumps(value)}\n" for key, value in overlay.items()), *own]), "utf-8")
+    try:
+        task = tasks.TaskManager(include_defaults=False).load(str(path))["tasks"][name]
+    except Exception as error:  # what the hub has may have changed its form: many types
+        if data == "offline":
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{repository.name} cannot be read ({reason}); use offline data") from error
     task.set_config("num_fewshot", 0)
     return task
 
@@ -199,7 +213,12 @@ def _harness_model(
             # HFLM ties the weights of a module it is given, and may add a pad token to a tokenizer. So it gets
             # a copy of the tokenizer, and of the model only what it reads.
             described = SimpleNamespace(device=device_of(model), config=model.config)
-            super().__init__(pretrained=described, tokenizer=deepcopy(tokenizer), backend="causal")
+            super().__init__(
+                pretrained=described,
+                tokenizer=deepcopy(tokenizer),
+                backend="causal",
+                prefix_token_id=_prefix_token(model, tokenizer),
+            )
             self.left_to_stock: set[str] = set()  # names of tasks
             self.scorer = None
             if likelihood.covers(model):
@@ -235,7 +254,13 @@ def _harness_model(
             self.left_to_stock.update(tasks)
             copied = share(model)
             copied.config.tie_word_embeddings = False  # what is tied stays so; HFLM shall not tie what is not
-            stock = HFLM(pretrained=copied, tokenizer=self.tokenizer, backend="causal", batch_size=_STOCK_BATCH)
+            stock = HFLM(
+                pretrained=copied,
+                tokenizer=self.tokenizer,
+                backend="causal",
+                batch_size=_STOCK_BATCH,
+                prefix_token_id=self.custom_prefix_token_id,
+            )
             stock._device = device_of(model)  # HFLM asks the weights, which may be offloaded
             answers = []
             for block in _blocks(requests, _STOCK_BATCH):
@@ -245,6 +270,18 @@ def _harness_model(
             return answers
 
     return TreeLM()
+
+
+def _prefix_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the harness puts in front of an answer without a context; None where it finds one itself.
+
+    It takes the tokenizer's BOS or EOS, and fails on a tokenizer that has neither, though none of `TASKS` has such an
+    answer: the one that the model's configuration names, or any, will do.
+    """
+    if tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None:
+        return None
+    named = (model.config.bos_token_id, model.config.eos_token_id)
+    return next((token for token in named if isinstance(token, int)), 0)
 
 
 def _blocks(items: Iterable, size: int) -> Iterator[list]:

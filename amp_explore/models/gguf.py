@@ -10,6 +10,7 @@ weights without a word, the file is refused here: a model that is slightly wrong
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -25,6 +26,9 @@ from transformers import (
 from amp_explore.errors import ModelError
 from amp_explore.folders import lock, new_folder, require_space
 from amp_explore.progress import Progress, no_progress
+from amp_explore.seals import damage, seal
+
+log = logging.getLogger(__name__)
 
 ARCHITECTURES = ("gemma2", "gemma3", "llama", "mistral", "qwen2", "qwen3")
 """`general.architecture` of the files that transformers can read and this project can slice."""
@@ -33,17 +37,22 @@ ARCHITECTURES = ("gemma2", "gemma3", "llama", "mistral", "qwen2", "qwen3")
 def convert(gguf: Path, folder: Path, *, progress: Progress = no_progress) -> None:
     """Save the model and the tokenizer of `gguf` into `folder`, in float32 and as safetensors.
 
-    `folder` appears whole or not at all; where a model is in it already, nothing is done. Two processes may
-    convert at once: the second waits and finds the work done.
+    `folder` appears whole or not at all, and is sealed; where the model is in it already, undamaged, nothing is
+    done. Two processes may convert at once: the second waits and finds the work done.
 
     Raises:
         ModelError: the file is no GGUF, damaged, of an unsupported architecture, or not fully understood.
         AmpExploreError: the disk is full, or cannot be written.
     """
+    if damage(folder, progress=progress) is None:
+        return
     lock_file = folder.with_name(f".{folder.name}.lock")
     with lock(lock_file, progress=progress, note="waiting for another conversion to finish"):
-        if (folder / "config.json").exists():
+        damaged = damage(folder, progress=progress)
+        if damaged is None:
             return
+        if folder.exists():
+            log.warning("%s in %s is damaged, or from before digests were kept; converting again", damaged, folder)
         progress(0, 3, f"checking {gguf.name}")
         parameters = _check(gguf)
         require_space(folder.parent, 4 * parameters)
@@ -53,6 +62,7 @@ def convert(gguf: Path, folder: Path, *, progress: Progress = no_progress) -> No
         with new_folder(folder) as unfinished:
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
+            seal(unfinished)
 
 
 def _check(gguf: Path) -> int:

@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -26,12 +26,14 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 
 from amp_explore.errors import ModelError
 from amp_explore.folders import Hold, mark_used
-from amp_explore.models import random_weights
+from amp_explore.models import hub, random_weights
 from amp_explore.models.experts import install_experts
 from amp_explore.models.families import Family, decoder_layers, family_of, refuse_variants
 from amp_explore.models.shapes import ModelShape, shape_of
 from amp_explore.models.sharding import device_of, devices, room
+from amp_explore.models.tokenizer_digest import digest_of
 from amp_explore.progress import Progress, no_progress
+from amp_explore.seals import file_digest
 from amp_explore.texts import assets
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -41,8 +43,6 @@ DeviceMap = Mapping[str, int | str]
 STRATEGIES = ("balanced", "sequential")
 """Ways to spread a model over all devices."""
 
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
-_HUB_SECONDS = 10  # until a hub that does not answer counts as out of reach
 _in_use: dict[Path, Hold] = {}  # converted models that this process has loaded: the cache does not evict them
 # What two machines may write differently for the same weights.
 _INCIDENTAL_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
@@ -72,12 +72,9 @@ class LoadedModel:
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """Names the tokenizer; the fingerprint names only configuration and weights."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        text = (
-            backend.to_str() if backend else json.dumps(self.tokenizer and self.tokenizer.get_vocab(), sort_keys=True)
-        )
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Names the tokenizer, all that decides which tokens come of a text; the fingerprint names only configuration
+        and weights."""
+        return digest_of(self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +95,15 @@ class LoadedModel:
             "dtype": self.dtype,
             "device": devices(self.model),
         }
+
+
+def prepare(source: str, progress: Progress = no_progress) -> None:
+    """Download what `load` would have to, so that it then needs no network: a model of the hub, minutes of it.
+
+    This needs neither the device nor memory to speak of, so it may run beside other work. Errors as for `load`.
+    """
+    if source != "demo" and not source.startswith(random_weights.PREFIX) and _local_path(source) is None:
+        hub.prepare(source, progress)
 
 
 @torch.inference_mode(False)  # a job that measures may be interrupted to load, and this model may need gradients
@@ -268,10 +274,18 @@ def _dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 def _folder(source: str, progress: Progress) -> Path:
     """The local folder that holds the source's configuration, tokenizer and safetensors."""
+    if source == "demo":
+        return _converted(assets.demo_gguf(progress), progress)
+    path = _local_path(source)
+    if path is None:
+        return hub.folder_of(source, progress)
+    return path if path.is_dir() else _converted(path, progress)
+
+
+def _local_path(source: str) -> Path | None:
+    """The folder or the .gguf file that a source names; None where it can only be an id of the hub."""
     if not source or "\0" in source:
         raise ModelError("no model given; use demo, a hub id, a folder or a .gguf file")
-    if source == "demo":
-        return _converted(assets.demo_gguf(), progress)
     path = Path(source).expanduser()
     try:
         if path.is_dir():
@@ -279,7 +293,7 @@ def _folder(source: str, progress: Progress) -> Path:
         if path.suffix.lower() == ".gguf":
             if not path.is_file():
                 raise ModelError(f"{source}: there is no such file; check the path")
-            return _converted(path, progress)
+            return path
         exists = path.exists()
     except OSError as error:
         raise ModelError(f"{source[:80]}: {error.strerror}; check the path") from None
@@ -287,50 +301,14 @@ def _folder(source: str, progress: Progress) -> Path:
         raise ModelError(f"{source}: not a model; give its folder, or a .gguf file")
     if source.count("/") > 1 or source[0] in "./~" or "\\" in source:
         raise ModelError(f"{source}: there is no such folder; check the path")
-    return _download(source, progress)
-
-
-def _download(hub_id: str, progress: Progress) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    progress(0, 1, f"downloading {hub_id}")
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, local_files_only=not _hub_answers(hub_id)))
-    except HFValidationError:
-        raise ModelError(f"{hub_id!r} is neither a folder nor a hub id (owner/name); check the spelling") from None
-    except LocalEntryNotFoundError:
-        raise ModelError(
-            f"{hub_id!r} is no local folder, and the hub cannot be reached; check the path or the network"
-        ) from None
-    except HfHubHTTPError as error:
-        raise ModelError(
-            f"the hub has no {hub_id!r}, or does not let you have it ({_in_one_line(error)}); check the id, or log in"
-        ) from None
-    except Exception as error:  # a connection that breaks, a full disk: many types
-        raise ModelError(f"{hub_id!r} cannot be downloaded ({_in_one_line(error)}); try again") from error
-
-
-def _hub_answers(hub_id: str) -> bool:
-    """Whether the hub can be asked about a model: `snapshot_download` would wait for ever for one that is silent."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        HfApi().model_info(hub_id, timeout=_HUB_SECONDS)
-    except (HfHubHTTPError, HFValidationError):
-        return True  # an answer, if not the one that was hoped for
-    except Exception:  # no route, offline mode, a proxy in between: all end here, with different types
-        return False
-    return True
+    return None
 
 
 def _converted(gguf: Path, progress: Progress) -> Path:
     from amp_explore.models.gguf import convert
 
-    folder = assets.cache_root() / "models" / _file_digest(gguf, *_stamp(gguf))[:16]
-    if not (folder / "config.json").exists():
-        convert(gguf, folder, progress=progress)
+    folder = assets.cache_root() / "models" / file_digest(gguf, progress=progress)[:16]
+    convert(gguf, folder, progress=progress)
     mark_used(folder, assets.cache_root())
     _in_use[folder] = Hold(folder / "config.json")
     return folder
@@ -362,20 +340,8 @@ def _fingerprint(folder: Path, config: dict) -> str:
     kept = {key: value for key, value in config.items() if key not in _INCIDENTAL_CONFIG}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
     for path in sorted(folder.glob("*.safetensors")):
-        digest.update(_file_digest(path, *_stamp(path)).encode())
+        digest.update(file_digest(path).encode())
     return digest.hexdigest()[:16]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-@lru_cache(maxsize=256)
-def _file_digest(path: Path, size: int, modified: int) -> str:
-    """SHA-256 of a file; size and time are there to hash again what has changed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_one_line(error: BaseException) -> str:

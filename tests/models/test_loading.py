@@ -1,6 +1,5 @@
 """A model folder loads as what it is or is refused in one line; the pool loads each model once."""
 
-import http.server
 import json
 import shutil
 import socket
@@ -8,18 +7,19 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
+from fake_hub import FakeHub, at, serving
 from made_up import ids_of, save_tiny
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, tiny, tokens
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
+from amp_explore import hub
 from amp_explore.errors import AmpExploreError, ModelError
-from amp_explore.models import loading
+from amp_explore.keeping.jobs import JobRunner
 from amp_explore.models.families import FAMILIES as KNOWN
-from amp_explore.models.loading import ModelPool, from_model, load
+from amp_explore.models.loading import ModelPool, from_model, load, prepare
 from amp_explore.observe import gradients
 from amp_explore.progress import Cancelled
 from amp_explore.texts.calibration import TokenWindows
@@ -298,48 +298,60 @@ def test_a_dtype_that_is_none_is_refused(folder):
 # The hub, played by this machine
 
 
-def hub_at(monkeypatch, address, cache) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{address[1]}")
-    monkeypatch.setattr(loading, "_HUB_SECONDS", 0.3)
-
-
 @pytest.fixture
-def listening():
+def listening(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
+        at(monkeypatch, tmp_path, server.getsockname()[1])
         yield server
 
 
 @pytest.mark.parametrize("source", ["owner/model", "gpt2"])
-def test_without_a_network_a_hub_id_is_refused_at_once(listening, monkeypatch, tmp_path, source):
-    hub_at(monkeypatch, listening.getsockname(), tmp_path)
+def test_without_a_network_a_hub_id_is_refused_at_once(listening, source):
     listening.close()
     refused(source, "is no local folder, and the hub cannot be reached; check the path or the network")
 
 
-def test_a_hub_that_never_answers_is_given_up(listening, monkeypatch, tmp_path):
-    hub_at(monkeypatch, listening.getsockname(), tmp_path)
+def test_a_hub_that_never_answers_is_given_up(listening):
     refused("owner/model", "the hub cannot be reached")
 
 
 def test_a_model_that_the_hub_does_not_have_is_refused(monkeypatch, tmp_path):
-    class NotFound(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    with serving(monkeypatch, tmp_path, FakeHub("owner/model", {})):
+        refused("owner/other", "the hub has no 'owner/other', or does not let you have it")
 
-        do_HEAD = do_GET
 
-        def log_message(self, *_):
-            pass
+def test_what_is_neither_a_folder_nor_an_id_is_refused(monkeypatch, tmp_path):
+    with serving(monkeypatch, tmp_path, FakeHub("owner/model", {})):
+        refused("not an id", "'not an id' is neither a folder nor a hub id")
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        hub_at(monkeypatch, server.server_address, tmp_path)
-        refused("owner/model", "the hub has no 'owner/model', or does not let you have it")
-        server.shutdown()
+
+def test_a_slow_download_holds_nobody_elses_work(saved, monkeypatch, tmp_path):
+    """It goes on beside the queue, shows its bytes and can be cancelled; then the loading follows in the queue."""
+    runner, pool = JobRunner(), ModelPool(limit=1)
+    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def submit():
+        return runner.submit(
+            "load",
+            lambda job: pool.get("owner/model", **CPU, progress=job),
+            urgent=True,
+            before=lambda job: prepare("owner/model", job),
+        )
+
+    with serving(monkeypatch, tmp_path, FakeHub("owner/model", files, pause_after=10_000)) as slow:
+        job = submit()
+        assert slow.paused.wait(60)
+        assert runner.submit("work", lambda _: "done").finished.wait(60), "others wait for the download"
+        while not job.done:
+            assert not job.finished.wait(0.05), job.error
+        job.cancel()
+        assert job.finished.wait(60) and job.state == "cancelled"
+        assert slow.hung_up.wait(60), "the download goes on"
+        slow.go_on.set()
+        job = submit()
+        assert job.finished.wait(60) and job.state == "done", job.error
+    assert job.result.shape.fingerprint == load(str(saved), **CPU).shape.fingerprint
 
 
 # The pool

