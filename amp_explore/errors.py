@@ -19,3 +19,8 @@ class DataError(AmpExploreError):
 
 class TooLarge(AmpExploreError):
     """It does not fit into the device's memory."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What a library says of a failure: without line breaks, and not too long."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

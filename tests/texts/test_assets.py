@@ -407,7 +407,7 @@ def test_a_bad_gguf_file_is_refused_in_one_line(kind, tmp_path):
 
 def test_cancelling_a_conversion_leaves_nothing(tmp_path):
     def cancel(done: int, total: int, note: str) -> None:
-        if note.startswith("saving"):
+        if note.startswith("unpacking"):
             raise Cancelled
 
     source, folder = tmp_path / "tiny.gguf", tmp_path / "models" / "tiny"
