@@ -153,6 +153,7 @@ def load(
             output_loading_info=True,
         )
         _refuse_misfits(source, report)
+        _leave_files(model)
         loaded = from_model(model, tokenizer, source=source, fingerprint=fingerprint, family=family)
     return replace(loaded, origin=origin)
 
@@ -167,6 +168,14 @@ def _said_in_one_line(source: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise ModelError(f"{source} cannot be loaded: {_in_one_line(error)}") from error
+
+
+def _leave_files(model: nn.Module) -> None:
+    """Copy the weights that are pages of their files: files that are written anew would change the model under way, and
+    those that are cut short would end the process."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
 
 
 def _refuse_unlike(source: str, promised: int, stored: int) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from amp_explore.models.placement import Dtype
 from amp_explore.progress import Progress, labelled, no_progress
 
 _Key = tuple[str, str, str]
-_SECONDS = 1  # between two looks at a model's files
+_SECONDS = 1  # between two looks at a model's files, and until the memory of one that is gone is given back
 
 
 class ModelPool:
@@ -73,6 +75,7 @@ class _Held:
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self._origin, self._looked, self._touched = loaded.origin, time.monotonic(), False
+        weakref.finalize(loaded, _give_back_soon).atexit = False
 
     def touched(self) -> bool:
         """Whether a file was written, as of the last second."""
@@ -98,3 +101,16 @@ def _key(source: str, device: str, dtype: Dtype) -> _Key:
         if path.exists():
             source = str(path.resolve())
     return source, device, dtype
+
+
+def _give_back_soon() -> None:
+    """Once a model is gone, its tensors just behind it: the allocator keeps what they took unless it is told."""
+    timer = threading.Timer(_SECONDS, give_back)
+    timer.daemon = True
+    timer.start()
+
+
+def give_back() -> None:
+    """Return the memory that nothing is in to the operating system, where its C library can (glibc)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

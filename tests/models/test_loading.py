@@ -20,7 +20,6 @@ from amp_explore.errors import AmpExploreError, ModelError
 from amp_explore.models import loading
 from amp_explore.models.families import FAMILIES as KNOWN
 from amp_explore.models.loading import from_model, load
-from amp_explore.models.pool import ModelPool
 from amp_explore.observe import gradients
 from amp_explore.progress import Cancelled
 from amp_explore.texts.calibration import TokenWindows
@@ -317,51 +316,3 @@ def test_a_model_that_the_hub_does_not_have_is_refused(monkeypatch, tmp_path):
         hub_at(monkeypatch, server.server_address, tmp_path)
         refused("owner/model", "the hub has no 'owner/model', or does not let you have it")
         server.shutdown()
-
-
-# The pool
-
-
-def test_the_pool_keeps_the_latest_models_and_no_more(folder, tmp_path):
-    sources = [str(shutil.copytree(folder, tmp_path / name)) for name in "abc"]
-    pool = ModelPool(limit=2)
-    a, b = (pool.get(source, **CPU) for source in sources[:2])
-    assert pool.get(sources[0], **CPU) is a
-    pool.get(sources[2], **CPU)
-    assert pool.peek(sources[0], **CPU) is a
-    assert pool.peek(sources[1], **CPU) is None, "the least recently used one goes"
-    assert pool.get(sources[1], **CPU) is not b
-
-
-def test_dtypes_are_models_of_their_own_in_the_pool(folder):
-    pool = ModelPool(limit=2)
-    exact, rough = (pool.get(str(folder), device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
-    assert (exact.dtype, rough.dtype) == ("float32", "bfloat16")
-    assert pool.peek(str(folder), device="cpu", dtype="float16") is None
-
-
-def test_threads_that_want_the_same_model_load_it_once(folder):
-    pool, loads, models, all_here = ModelPool(limit=2), [], [], threading.Barrier(4)
-
-    def visit():
-        all_here.wait(10)
-        models.append(pool.get(str(folder), **CPU, progress=lambda _, __, note: loads.append(note)))
-
-    threads = [threading.Thread(target=visit) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert loads.count("loading the weights") == 1
-    assert len(models) == 4 and len(set(map(id, models))) == 1
-
-
-def test_a_model_that_fails_to_load_is_tried_again(folder):
-    pool = ModelPool(limit=2)
-    weights = folder / "model.safetensors"
-    weights.rename(folder / "away")
-    with pytest.raises(ModelError):
-        pool.get(str(folder), **CPU)
-    assert pool.peek(str(folder), **CPU) is None
-    (folder / "away").rename(weights)
-    assert pool.get(str(folder), **CPU)
