@@ -1,7 +1,7 @@
 """Work on what strangers made, done aside: in a process that may hang, eat memory or crash while nothing else does.
 
 The helper process (this module, run) imports what is needed once and forks for each piece of work, which then has
-limits of its own. It ends when nobody has asked for a while, or with the process that started it.
+limits of its own. It ends when nobody has asked for a while, and with the process that started it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from amp_explore.errors import AmpExploreError, ModelError, in_one_line
+from amp_explore.processes import PythonModule
 from amp_explore.progress import Progress, no_progress
 
 _IDLE_SECONDS = 60  # after which the helper ends
@@ -30,7 +32,7 @@ _LONGEST_ANSWER = 2**20  # bytes
 _TOO_SLOW = "reading it takes too long; do not use it"
 _TOO_LARGE = "reading it takes too much memory, or breaks what reads it; do not use it"
 _TURN = threading.Lock()
-_helper: subprocess.Popen | None = None
+_helper: _Helper | None = None
 
 
 def run(
@@ -75,12 +77,11 @@ def run(
 def _asked(line: bytes, progress: Progress, note: str) -> bytes:
     """The helper's answer; nothing if it is no more."""
     global _helper
-    if _helper is None:
-        _helper = _started()
+    _helper = _helper or _Helper()
     answer = b""
     try:
         with suppress(BrokenPipeError):
-            os.write(_helper.stdin.fileno(), line)
+            _helper.requests.write(line)
         while not answer.endswith(b"\n"):
             progress(0, 1, note)
             if select.select([_helper.stdout], [], [], _POLL_SECONDS)[0]:
@@ -94,52 +95,65 @@ def _asked(line: bytes, progress: Progress, note: str) -> bytes:
             _end()
 
 
-def _started() -> subprocess.Popen:
-    root = Path(__file__).parents[2]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(root), *(os.path.abspath(path) for path in sys.path if path)]),
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        env=environment,
-        cwd=root,  # it is searched for modules
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # so that it can be ended with all that it started, and Ctrl-C is ours alone
-    )
+class _Helper(PythonModule):
+    """The process that does the work, the lines that it is asked, and its answers on `stdout`."""
+
+    def __init__(self) -> None:
+        root = Path(__file__).parents[2]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(root), *(os.path.abspath(path) for path in sys.path if path)]),
+            "CUDA_VISIBLE_DEVICES": "",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        asked, asking = os.pipe()
+        self.requests = os.fdopen(asking, "wb", buffering=0)
+        try:
+            super().__init__(
+                __name__,
+                str(asked),
+                pass_fds=(asked,),
+                env=environment,
+                cwd=root,  # it is searched for modules
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # so that it can be ended with what it forked, and Ctrl-C is ours alone
+            )
+        finally:
+            os.close(asked)
 
 
 @atexit.register
 def _end() -> None:
     """End the helper, and what it is doing."""
     global _helper
-    if _helper is not None:
-        with suppress(ProcessLookupError):
-            os.killpg(_helper.pid, signal.SIGKILL)
-        _helper.wait()
-        _helper.stdin.close()
-        _helper.stdout.close()
-        _helper = None
+    if _helper is None:
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(_helper.pid, signal.SIGKILL)
+    while _helper.stdout.read1():  # until it is closed on the other side, by the last of them
+        pass
+    _helper.wait()
+    _helper.requests.close()
+    _helper.stdout.close()
+    _helper = None
 
 
 # What runs in the helper
 
 
-def _serve() -> None:
-    """Answer each line of the input, until there is none for a while."""
+def _serve(requests: int) -> None:
+    """Answer each line, until there is none for a while."""
     import amp_explore.models.gguf  # noqa: F401, because what it imports takes seconds
 
     answers = os.dup(sys.stdout.fileno())
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # libraries print
     signal.alarm(_IDLE_SECONDS)
-    for line in sys.stdin.buffer:
-        signal.alarm(0)
-        os.write(answers, _answer(json.loads(line)) + b"\n")
-        signal.alarm(_IDLE_SECONDS)
+    with open(requests, "rb") as lines:
+        for line in lines:
+            signal.alarm(0)
+            os.write(answers, _answer(json.loads(line)) + b"\n")
+            signal.alarm(_IDLE_SECONDS)
 
 
 def _answer(request: dict[str, Any]) -> bytes:
@@ -147,6 +161,7 @@ def _answer(request: dict[str, Any]) -> bytes:
     child = os.fork()
     if child == 0:
         try:
+            threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
             os.write(writing, _outcome(**request))
         finally:
             os._exit(0)
@@ -155,6 +170,12 @@ def _answer(request: dict[str, Any]) -> bytes:
         answer = pipe.read(_LONGEST_ANSWER)
     _, status = os.waitpid(child, 0)
     return answer or json.dumps({"error": _why_ended(status), "of_model": True}).encode()
+
+
+def _end_with(helper: int) -> None:
+    while os.getppid() == helper:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _outcome(work: list[str], arguments: list[str], memory: int, seconds: int | None) -> bytes:
@@ -190,4 +211,4 @@ def _why_ended(status: int) -> str:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(int(sys.argv[1]))
