@@ -104,6 +104,7 @@ class _Helper(PythonModule):
             "PYTHONPATH": os.pathsep.join([str(root), *(os.path.abspath(path) for path in sys.path if path)]),
             "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",
+            "MALLOC_ARENA_MAX": "2",  # by default it is more with each core, and the memory is limited
             "TOKENIZERS_PARALLELISM": "false",
         }
         asked, asking = os.pipe()

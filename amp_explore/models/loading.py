@@ -164,9 +164,11 @@ def _said_in_one_line(source: str) -> Iterator[None]:
     Rust panics with one that is no `Exception`; the reason is in the message."""
     try:
         yield
-    except (AmpExploreError, Cancelled, KeyboardInterrupt, SystemExit):
+    except (AmpExploreError, Cancelled):
         raise
     except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelError(f"{source} cannot be loaded: {_in_one_line(error)}") from error
 
 

@@ -118,7 +118,6 @@ def try_tokenizer(tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:
 
 
 def _refuse_code(folder: Path) -> None:
-    """transformers runs what `auto_map` names, once somebody says yes, and fetches attention kernels by name."""
     if (folder / "adapter_config.json").exists():
         raise ModelError("it is an adapter, to be had only with another model; merge it into that one first")
     for path in small_files(folder):
@@ -126,22 +125,24 @@ def _refuse_code(folder: Path) -> None:
         with suppress(ModelError):  # no JSON: nothing that transformers would take for it
             described = read_json(path) if path.suffix == ".json" else None
         for name, value in described.items() if isinstance(described, dict) else ():
-            code = _own_code(value) if name == "auto_map" else value if name.endswith("_implementation") else None
-            if name == "auto_map" and code or "/" in str(code):
+            if code := _own_code(name, value):
                 raise ModelError(
                     f"{path.name} names code of its own ({name}: {str(code)[:80]}), which is never run; use a model "
                     "that transformers knows without"
                 )
 
 
-def _own_code(auto_map: Any) -> Any:
-    """What of an `auto_map` is code that transformers has not taken over under the same name since, if anything."""
-    if not isinstance(auto_map, Mapping):
-        return auto_map
-    for kind, name in auto_map.items():
-        taken_over = isinstance(name, str) and hasattr(transformers, name.rpartition(".")[2])
+def _own_code(name: str, value: Any) -> Any:
+    """What an entry names of code that is not transformers' own, if anything."""
+    if name.endswith("_implementation"):  # of attention or experts: a kernel of the hub has an owner
+        return value if "/" in str(value) else None
+    if name != "auto_map" or not isinstance(value, Mapping):
+        return value if name == "auto_map" else None
+    for kind, code in value.items():
+        # Many a model was published before transformers took its code over, under the same name.
+        taken_over = isinstance(code, str) and hasattr(transformers, code.rpartition(".")[2])
         if "Tokenizer" in kind or not taken_over:
-            return name
+            return code
     return None
 
 
