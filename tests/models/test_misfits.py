@@ -139,8 +139,9 @@ def test_a_head_that_stands_in_the_file_is_taken_also_where_the_configuration_ti
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(float("nan"), "float32"), (float("inf"), "bfloat16"), (float("-inf"), "float16")]
+)
 def test_a_weight_that_is_no_number_is_named(folder, value, dtype, device):
     name = "model.layers.2.mlp.up_proj.weight"
     weight = load_file(folder / "model.safetensors")[name].clone()
