@@ -23,3 +23,8 @@ class TooLarge(AmpExploreError):
 
 class CacheError(AmpExploreError):
     """The cache cannot be read, or nothing more can be kept in it."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What a library says of a failure: without line breaks, and not too long."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -35,7 +35,8 @@ from amp_explore.measure import commonsense, identities, speed
 from amp_explore.measure.boundaries import Boundaries
 from amp_explore.measure.perplexity import perplexity
 from amp_explore.measure.roofline import Machine, measure_machine
-from amp_explore.models.loading import LoadedModel, ModelPool
+from amp_explore.models.loading import LoadedModel
+from amp_explore.models.pool import ModelPool
 from amp_explore.plan import PruningPlan, Repair, RepairMethod
 from amp_explore.progress import Progress, labelled, no_progress, part
 from amp_explore.surgery import repair

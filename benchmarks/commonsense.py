@@ -25,7 +25,8 @@ from amp_explore.budgets import allocation
 from amp_explore.measure import commonsense
 from amp_explore.measure.likelihood import Scorer
 from amp_explore.models.families import share
-from amp_explore.models.loading import Dtype, LoadedModel
+from amp_explore.models.loading import LoadedModel
+from amp_explore.models.placement import Dtype
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Progress, no_progress
 from amp_explore.texts.calibration import calibration_windows

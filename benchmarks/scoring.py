@@ -19,7 +19,8 @@ from collections.abc import Callable
 import torch
 
 from amp_explore.models.families import decoder_layers, head_slices, layer_parts
-from amp_explore.models.loading import Dtype, LoadedModel, load
+from amp_explore.models.loading import LoadedModel, load
+from amp_explore.models.placement import Dtype
 from amp_explore.observe.statistics import collect
 from amp_explore.texts.calibration import TokenWindows
 

@@ -14,17 +14,15 @@ import logging
 from pathlib import Path
 
 import torch
-from gguf import GGUFReader
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
-from amp_explore.errors import ModelError
+from amp_explore.errors import ModelError, in_one_line
 from amp_explore.folders import lock, new_folder, require_space
+from amp_explore.models import aside
+from amp_explore.models.configuration import refuse_senseless
+from amp_explore.models.gguf_header import Header, read_header
+from amp_explore.models.vetting import look
 from amp_explore.progress import Progress, no_progress
 from amp_explore.seals import damage, seal
 
@@ -33,12 +31,16 @@ log = logging.getLogger(__name__)
 ARCHITECTURES = ("gemma2", "gemma3", "llama", "mistral", "qwen2", "qwen3")
 """`general.architecture` of the files that transformers can read and this project can slice."""
 
+_MEMORY = 4 * 2**30  # bytes, beside the weights
+_COPIES = 3  # of the weights in float32, while they are unpacked
+
 
 def convert(gguf: Path, folder: Path, *, progress: Progress = no_progress) -> None:
     """Save the model and the tokenizer of `gguf` into `folder`, in float32 and as safetensors.
 
     `folder` appears whole or not at all, and is sealed; where the model is in it already, undamaged, nothing is
-    done. Two processes may convert at once: the second waits and finds the work done.
+    done. Two processes may convert at once: the second waits and finds the work done. It is done aside, and can be
+    cancelled.
 
     Raises:
         ModelError: the file is no GGUF, damaged, of an unsupported architecture, or not fully understood.
@@ -53,45 +55,40 @@ def convert(gguf: Path, folder: Path, *, progress: Progress = no_progress) -> No
             return
         if folder.exists():
             log.warning("%s in %s is damaged, or from before digests were kept; converting again", damaged, folder)
-        progress(0, 3, f"checking {gguf.name}")
-        parameters = _check(gguf)
-        require_space(folder.parent, 4 * parameters)
-        progress(1, 3, f"unpacking {gguf.name}")
-        model, tokenizer = _load(gguf)
-        progress(2, 3, f"saving {gguf.name} as safetensors")
+        progress(0, 1, f"checking {gguf.name}")
+        size = 4 * _check(gguf).parameters
+        require_space(folder.parent, size)
         with new_folder(folder) as unfinished:
-            model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
+            aside.run(
+                unpack,
+                str(gguf.absolute()),
+                str(unfinished.absolute()),
+                memory=_COPIES * size + _MEMORY,
+                progress=progress,
+                note=f"unpacking {gguf.name}",
+            )
             seal(unfinished)
 
 
-def _check(gguf: Path) -> int:
-    """The number of parameters in the file, or `ModelError` for a file that cannot become a model."""
-    try:
-        with gguf.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise ModelError(f"{gguf} cannot be read ({error.strerror}): check the path") from error
-    if magic != b"GGUF":
-        raise ModelError(f"{gguf} is not a GGUF file: give one, or a folder with safetensors")
-    try:
-        reader = GGUFReader(gguf)
-        tensors = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
-        architecture = reader.fields["general.architecture"].contents()
-        scaling = reader.fields.get(f"{architecture}.rope.scaling.type")
-        scaled = "rope_freqs.weight" in tensors or (scaling is not None and scaling.contents() != "none")
-    except Exception as error:  # the reader checks no bounds, so anything can come of a file that breaks off
-        raise ModelError(f"{gguf} is damaged or incomplete: download it again") from error
+def _check(gguf: Path) -> Header:
+    """What is in the file, or `ModelError` for a file that cannot become a model."""
+    header = read_header(gguf)
+    architecture, values = header.architecture, header.values
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise ModelError(f"{gguf} is of architecture {architecture!r}, not supported: use one of {known}")
-    if scaled:
+    scaling = values.get(f"{architecture}.rope.scaling.type", "none")
+    if "rope_freqs.weight" in header.tensors or scaling != "none":
         raise ModelError(f"{gguf} scales its positions, which cannot be read: use the model's safetensors")
-    return sum(tensors.values())
+    refuse_senseless(header.configuration, len(header.tensors), gguf)
+    return header
 
 
-def _load(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "local_files_only": True}
+def unpack(gguf: str, folder: str) -> None:
+    """Write the model and the tokenizer of a GGUF file into a folder (`convert` does so where that is safe)."""
+    path = Path(gguf)
+    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    source |= {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -103,9 +100,27 @@ def _load(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises many kinds for what it cannot read; the text says why
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{gguf} cannot be unpacked ({reason}): use the model's safetensors") from error
+        raise ModelError(f"{gguf} cannot be unpacked ({in_one_line(error)}): use the model's safetensors") from error
+    header = read_header(path)
     if report["missing_keys"]:
         name = min(report["missing_keys"])
         raise ModelError(f"{gguf} has no weights for {name}, among others: use the model's safetensors")
-    return model, tokenizer
+    if left_out := sorted(set(header.tensors) - _taken(model, header.architecture)):
+        raise ModelError(
+            f"{gguf} holds {left_out[0]}{f' and {len(left_out) - 1} more' if left_out[1:] else ''}, which transformers "
+            "leaves out: use the model's safetensors"
+        )
+    refuse_senseless(model.config.to_dict(), len(header.tensors), gguf)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    try:
+        look(folder)
+    except Exception as error:
+        raise ModelError(f"{gguf} cannot be unpacked ({in_one_line(error)}): use the model's safetensors") from error
+
+
+def _taken(model: PreTrainedModel, architecture: str) -> set[str | None]:
+    """What llama.cpp calls the weights that a model has a place for."""
+    kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
+    names = get_tensor_name_map(kinds.get(architecture, MODEL_ARCH.LLAMA), model.config.num_hidden_layers)
+    return {names.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.state_dict()}

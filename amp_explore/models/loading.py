@@ -1,51 +1,48 @@
 """From a source to a loaded model: `demo`, a hub id, a local folder or a `.gguf` file.
 
 Every source ends as a folder with `config.json` and safetensors weights, so that there is one way to load, one way to
-fingerprint and one list of refusals. Code from a checkpoint is never run: `trust_remote_code` stays off and pickled
-weights are refused.
+fingerprint and one list of refusals. What comes from outside is looked at before it is opened (`files`, `weights`,
+`configuration`) and tried aside before it is read here (`vetting`). Code from a checkpoint is never run:
+`trust_remote_code` is off and pickled weights are refused.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import math
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
-from safetensors import safe_open
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.accelerate import load_offloaded_parameter
 
-from amp_explore.errors import ModelError
+from amp_explore.errors import AmpExploreError, ModelError, in_one_line
 from amp_explore.folders import Hold, mark_used
 from amp_explore.models import hub, random_weights
+from amp_explore.models.configuration import read_config, refuse_senseless
 from amp_explore.models.experts import install_experts
 from amp_explore.models.families import Family, decoder_layers, family_of, refuse_variants
+from amp_explore.models.files import digests, regular
+from amp_explore.models.origin import Origin, fingerprint_of
+from amp_explore.models.placement import DeviceMap, Dtype, device_for, device_map_for, dtype_for
 from amp_explore.models.shapes import ModelShape, shape_of
-from amp_explore.models.sharding import device_of, devices, room
+from amp_explore.models.sharding import device_of, devices, tensor_of
 from amp_explore.models.tokenizer_digest import digest_of
-from amp_explore.progress import Progress, no_progress
-from amp_explore.seals import file_digest
+from amp_explore.models.vetting import vet
+from amp_explore.models.weights import tensors_of
+from amp_explore.progress import Cancelled, Progress, no_progress, part
 from amp_explore.texts import assets
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DeviceMap = Mapping[str, int | str]
-"""Names of modules to devices, as accelerate has them: `{"model.layers.0": 0, "model.layers.1": "disk", ...}`."""
-
-STRATEGIES = ("balanced", "sequential")
-"""Ways to spread a model over all devices."""
-
+# Buffers that older releases of transformers saved with the weights; what they hold is computed today.
+_KNOWN_BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|position_ids$")
 _in_use: dict[Path, Hold] = {}  # converted models that this process has loaded: the cache does not evict them
-# What two machines may write differently for the same weights.
-_INCIDENTAL_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +54,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     family: Family
     shape: ModelShape
+    origin: Origin | None = None  # the files that it was read from; None where there are none
 
     @property
     def name(self) -> str:
@@ -121,42 +119,93 @@ def load(
         dtype: `auto` takes bfloat16 where the device computes in it natively, float32 elsewhere.
 
     Raises:
-        ModelError: the source is not there, is pickled, damaged, or of an unknown architecture.
+        ModelError: the source is not there, is pickled, damaged, not safe to read, or of an unknown architecture.
         AssetError: `demo` was asked for before it was fetched.
     """
-    target = _device(device)
+    target = device_for(device)
+    numbers = dtype_for(dtype, target)
     if source.startswith(random_weights.PREFIX):
         progress(0, 1, "drawing random weights")
         name = source.removeprefix(random_weights.PREFIX)
-        model, tokenizer, fingerprint = random_weights.make(name, target, _dtype(dtype, target))
+        model, tokenizer, fingerprint = random_weights.make(name, target, numbers)
         return from_model(model, tokenizer, source=source, fingerprint=fingerprint)
-    folder = _folder(source, progress)
-    config = _read_config(folder)
-    family = family_of(str(config.get("model_type", "without a model_type")))
-    refuse_variants(config)
-    device_map = _device_map(device, target, folder, _dtype(dtype, target))
-    if family.mixture and device_map != {"": target}:
-        raise ModelError(f"{source}: a mixture of experts must be on one device; choose one that has room for it")
-    progress(0, 2, "fingerprinting the weights")
-    fingerprint = _fingerprint(folder, config)
-    progress(1, 2, "loading the weights")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with _saidin_one_line(source):
+        place = _place(source, progress)
+        folder = place if place.is_dir() else _converted(place, progress)
+        config = read_config(folder)
+        family = family_of(str(config.get("model_type", "without a model_type")))
+        refuse_variants(config)
+        tensors = tensors_of(folder)
+        refuse_senseless(config, len(tensors), source)
+        stored = sum(map(math.prod, tensors.values()))
+        device_map = device_map_for(device, target, stored * numbers.itemsize)
+        if family.mixture and device_map != {"": target}:
+            raise ModelError(f"{source}: a mixture of experts must be on one device; choose one that has room for it")
+        fingerprint = fingerprint_of(folder, config, part(progress, 0, 3))
+        origin = Origin.of(place)
+        if source != "demo":  # that one is this project's own
+            _refuse_unlike(source, vet(folder, source, part(progress, 1, 3)), stored)
+        progress(2, 3, "loading the weights")
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=_dtype(dtype, target),
+            dtype=numbers,
             device_map=device_map,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
-    except Exception as error:  # transformers raises many kinds for a damaged folder; the reason is in the message
-        raise ModelError(f"{source} cannot be loaded: {_in_one_line(error)}") from error
-    # transformers makes up random weights for those that are missing or of the wrong size
+        _refuse_misfits(source, report)
+        _leave_files(model)
+        loaded = from_model(model, tokenizer, source=source, fingerprint=fingerprint, family=family)
+    return replace(loaded, origin=origin)
+
+
+@contextmanager
+def _saidin_one_line(source: str) -> Iterator[None]:
+    """Whatever libraries make of a damaged model becomes a `ModelError`. They raise many kinds, and what is written in
+    Rust panics with one that is no `Exception`; the reason is in the message."""
+    try:
+        yield
+    except (AmpExploreError, Cancelled):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{source} cannot be loaded: {in_one_line(error)}") from error
+
+
+def _leave_files(model: nn.Module) -> None:
+    """Copy the weights that are pages of their files: files that are written anew would change the model under way, and
+    those that are cut short would end the process."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
+
+
+def _refuse_unlike(source: str, promised: int, stored: int) -> None:
+    """Raise `ModelError` where a configuration promises far more parameters than the files hold. What is missing would
+    be made up, and takes memory before it can be refused by name."""
+    if promised > 2 * stored:
+        raise ModelError(
+            f"{source}: the weights do not fit config.json, which promises {promised} parameters where the files hold "
+            f"{stored}; download it again"
+        )
+
+
+def _refuse_misfits(source: str, report: dict) -> None:
+    """Raise `ModelError` for weights that transformers made up, because they are missing or of the wrong size, and for
+    those that it left out."""
     if made_up := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
         raise ModelError(f"{source}: the weights do not fit config.json, first of all {made_up[0]}; download it again")
-    return from_model(model, tokenizer, source=source, fingerprint=fingerprint, family=family)
+    if left_out := sorted(name for name in report["unexpected_keys"] if not _KNOWN_BUFFERS.search(name)):
+        raise ModelError(
+            f"{source}: the model that config.json describes has no place for {left_out[0]}"
+            f"{f' and {len(left_out) - 1} more' if left_out[1:] else ''}, which the weights hold; correct config.json, "
+            "or download it again"
+        )
 
 
 def from_model(
@@ -181,120 +230,51 @@ def from_model(
             )
         fingerprint = digest.hexdigest()[:16]
     model.eval().requires_grad_(False)
+    _refuse_non_finite(model, source)
     if family.mixture:
         install_experts(decoder_layers(model))
     return LoadedModel(source, model, tokenizer, family, shape_of(model, fingerprint))
 
 
-class ModelPool:
-    """Loaded models, shared by everyone in this process: at most `limit` at once, the least recently used one goes.
-
-    `let_go` is called with each that goes.
-    """
-
-    def __init__(self, limit: int, let_go: Callable[[LoadedModel], None] = lambda loaded: None) -> None:
-        self._limit, self._let_go = limit, let_go
-        self._loading = threading.Lock()
-        self._models: OrderedDict[tuple[str, str, str], LoadedModel] = OrderedDict()
-
-    def peek(self, source: str, *, device: str = "auto", dtype: Dtype = "auto") -> LoadedModel | None:
-        """The model if it is in memory; never waits."""
-        key = _key(source, device, dtype)
-        with contextlib.suppress(KeyError):  # another thread may be making room
-            self._models.move_to_end(key)
-        return self._models.get(key)
-
-    def get(
-        self, source: str, *, device: str = "auto", dtype: Dtype = "auto", progress: Progress = no_progress
-    ) -> LoadedModel:
-        """The model, loaded at most once; arguments and errors as for `load`. One model loads at a time."""
-        key = _key(source, device, dtype)
-        with self._loading:
-            if key in self._models:
-                self._models.move_to_end(key)
-            else:
-                while len(self._models) >= self._limit:  # room first: two large models may not fit at once
-                    self._let_go(self._models.popitem(last=False)[1])
-                self._models[key] = load(source, device=device, dtype=dtype, progress=progress)
-            return self._models[key]
+def _refuse_non_finite(model: nn.Module, source: str) -> None:
+    """Raise `ModelError` where a weight is NaN or infinite: nothing that is computed from it means anything."""
+    for place, module in model.named_modules():
+        tensors = {name: tensor_of(module, name) for name, _ in module.named_parameters(recurse=False)}
+        for name, tensor in (tensors | dict(module.named_buffers(recurse=False))).items():
+            if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                instead = "take bfloat16 or float32, and if it stays" if dtype == "float16" else "as it is,"
+                raise ModelError(
+                    f"{source}: {place}.{name} holds NaN or infinity in {dtype}; {instead} download it again"
+                )
 
 
-def _key(source: str, device: str, dtype: Dtype) -> tuple[str, str, str]:
-    """The same for every spelling of one model's path."""
-    with contextlib.suppress(OSError, ValueError):
-        path = Path(source).expanduser()
-        if path.exists():
-            source = str(path.resolve())
-    return source, device, dtype
-
-
-def _device(device: str | DeviceMap) -> torch.device:
-    """Where the model computes; of a device map, the first that is neither CPU nor disk if there is one."""
-    if isinstance(device, Mapping):
-        device = next((place for place in device.values() if place not in ("cpu", "disk")), "cpu")
-    if device in ("auto", *STRATEGIES):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device!r} is not usable here ({_in_one_line(error)}); use cpu or auto") from None
-
-
-def _device_map(
-    device: str | DeviceMap, target: torch.device, folder: Path, dtype: torch.dtype
-) -> str | dict[str, int | str | torch.device]:
-    """What accelerate is to do. Offloaded weights stay in the model's own files: nothing is written."""
-    if isinstance(device, Mapping):
-        return dict(device)
-    if device in STRATEGIES:
-        return device
-    return "auto" if device == "auto" and _numbers(folder) * dtype.itemsize > room(target) else {"": target}
-
-
-def _numbers(folder: Path) -> int:
-    """How many numbers the weights' files hold."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return total
-
-
-def _dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16
-        # Without bfloat16 instructions a CPU emulates it, several times slower than float32.
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if device.type == "cpu" and native else torch.float32
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ModelError(f"dtype {dtype!r} is not known; use auto, float32, bfloat16 or float16")
-    return getattr(torch, dtype)
-
-
-def _folder(source: str, progress: Progress) -> Path:
-    """The local folder that holds the source's configuration, tokenizer and safetensors."""
+def _place(source: str, progress: Progress) -> Path:
+    """The local folder that holds the source's configuration, tokenizer and safetensors, or its `.gguf` file."""
     if source == "demo":
-        return _converted(assets.demo_gguf(progress), progress)
-    path = _local_path(source)
-    if path is None:
-        return hub.folder_of(source, progress)
-    return path if path.is_dir() else _converted(path, progress)
+        return assets.demo_gguf(progress)
+    return _local_path(source) or hub.folder_of(source, progress)
 
 
 def _local_path(source: str) -> Path | None:
-    """The folder or the .gguf file that a source names; None where it can only be an id of the hub."""
+    """The folder or the `.gguf` file that a source names; None where it can only be an id of the hub."""
     if not source or "\0" in source:
         raise ModelError("no model given; use demo, a hub id, a folder or a .gguf file")
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(source).decode(errors="backslashreplace")
+        raise ModelError(f"{shown}: the path is not in UTF-8, in which models are read; rename it") from None
     path = Path(source).expanduser()
     try:
         if path.is_dir():
             return path
         if path.suffix.lower() == ".gguf":
-            if not path.is_file():
-                raise ModelError(f"{source}: there is no such file; check the path")
+            regular(path)
             return path
         exists = path.exists()
+    except FileNotFoundError:
+        raise ModelError(f"{source}: there is no such file; check the path") from None
     except OSError as error:
         raise ModelError(f"{source[:80]}: {error.strerror}; check the path") from None
     if exists:
@@ -306,43 +286,12 @@ def _local_path(source: str) -> Path | None:
 
 def _converted(gguf: Path, progress: Progress) -> Path:
     from amp_explore.models.gguf import convert
+    from amp_explore.models.gguf_header import read_header
 
-    folder = assets.cache_root() / "models" / file_digest(gguf, progress=progress)[:16]
+    read_header(gguf)  # what is none is not worth hashing
+    [digest] = digests([gguf], progress, f"reading {gguf.name}")
+    folder = assets.cache_root() / "models" / digest[:16]
     convert(gguf, folder, progress=progress)
     mark_used(folder, assets.cache_root())
     _in_use[folder] = Hold(folder / "config.json")
     return folder
-
-
-def _read_config(folder: Path) -> dict:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise ModelError(f"{folder}: no model here; a model folder has a config.json and .safetensors files") from None
-    except (OSError, ValueError) as error:
-        reason = _in_one_line(error)
-        raise ModelError(f"{folder}: config.json cannot be read ({reason}); download the model again") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder}: config.json is not a model configuration; download the model again")
-    if config.get("quantization_config"):
-        raise ModelError(f"{folder}: quantised weights cannot be sliced; use the unquantised model, or a .gguf file")
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-        raise ModelError(
-            f"{folder}: only pickled weights, which can run code when read; convert them to safetensors first"
-            if pickled
-            else f"{folder}: no .safetensors file with weights; download the model again"
-        )
-    return config
-
-
-def _fingerprint(folder: Path, config: dict) -> str:
-    kept = {key: value for key, value in config.items() if key not in _INCIDENTAL_CONFIG}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(file_digest(path).encode())
-    return digest.hexdigest()[:16]
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,113 @@
+"""Work that is done aside may hang, eat memory or crash: it is ended, said in one line, and the next piece is done."""
+
+import ctypes
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from amp_explore.errors import AmpExploreError, DataError, ModelError
+from amp_explore.models import aside
+from amp_explore.progress import Cancelled
+
+ROOM = 2**28
+
+
+# What is done aside
+
+
+def add(one: str, other: str) -> str:
+    return one + other
+
+
+def compute_for_ever() -> None:
+    while True:
+        pass
+
+
+def wait_for_ever() -> None:
+    time.sleep(10**6)
+
+
+def fill_memory() -> None:
+    print(len(bytearray(2**33)))
+
+
+def crash() -> None:
+    ctypes.string_at(0)
+
+
+def refuse(kind: str) -> None:
+    raise {"model": ModelError, "data": DataError, "library": ValueError, "panic": BaseException}[kind]("like\nthis")
+
+
+def fill_the_disk() -> None:
+    raise OSError(28, "No space left on device")
+
+
+def own_process() -> list[int]:
+    return [os.getpid(), os.getppid()]
+
+
+# Tests
+
+
+def test_what_it_returns_comes_back():
+    assert aside.run(add, "a", "mod\udce9l", memory=ROOM) == "amod\udce9l"
+
+
+def test_each_piece_of_work_has_a_process_and_all_share_a_helper():
+    (one, helper), (other, same) = (aside.run(own_process, memory=ROOM) for _ in range(2))
+    assert one != other and helper == same != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [(compute_for_ever, "too long"), (fill_memory, "too much memory"), (crash, "breaks what reads it")],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_work_that_reaches_a_limit_is_ended(work, said):
+    with pytest.raises(ModelError, match=said):
+        aside.run(work, memory=ROOM, seconds=1)
+    assert aside.run(add, "a", "b", memory=ROOM) == "ab"
+
+
+@pytest.mark.parametrize(("kind", "error"), [("model", ModelError), ("data", AmpExploreError)])
+def test_a_refusal_comes_back_as_it_is(kind, error):
+    with pytest.raises(error, match="^like\nthis$"):
+        aside.run(refuse, kind, memory=ROOM)
+
+
+@pytest.mark.parametrize("kind", ["library", "panic"])
+def test_what_a_library_raises_becomes_one_line(kind):
+    with pytest.raises(ModelError, match=r"^it cannot be loaded \(like this\)"):
+        aside.run(refuse, kind, memory=ROOM)
+
+
+def test_a_full_disk_is_told_apart():
+    with pytest.raises(OSError, match="No space left"):
+        aside.run(fill_the_disk, memory=ROOM)
+
+
+def test_work_can_be_cancelled_and_nothing_of_it_goes_on():
+    started = []
+
+    def cancel(done, total, note):
+        assert (done, total, note) == (0, 1, "waiting")
+        started.extend(child.pid for child in psutil.Process(aside._helper.pid).children())
+        if started:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        aside.run(wait_for_ever, memory=ROOM, progress=cancel, note="waiting")
+    assert aside._helper is None
+    for process in filter(psutil.pid_exists, started):  # dead, if nobody has buried it yet
+        assert psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_helper_that_has_ended_is_started_anew():
+    _, helper = aside.run(own_process, memory=ROOM)
+    os.kill(helper, signal.SIGALRM)  # as when nobody asked for long
+    assert aside.run(own_process, memory=ROOM)[1] != helper
