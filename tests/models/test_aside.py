@@ -103,8 +103,18 @@ def test_work_can_be_cancelled_and_nothing_of_it_goes_on():
     with pytest.raises(Cancelled):
         aside.run(wait_for_ever, memory=ROOM, progress=cancel, note="waiting")
     assert aside._helper is None
-    for process in filter(psutil.pid_exists, started):  # dead, if nobody has buried it yet
-        assert psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, started)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(process: int) -> bool:
+    """Whether it runs; dead ones may wait to be buried."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_helper_that_has_ended_is_started_anew():

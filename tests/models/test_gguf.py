@@ -7,8 +7,8 @@ import gguf as gguf_format
 import pytest
 import torch
 from refusals import CPU, refused
-from test_assets import write_gguf
 from tiny import tiny
+from tiny_gguf import write_gguf
 
 from amp_explore.models import files
 from amp_explore.models.gguf_header import read_header
