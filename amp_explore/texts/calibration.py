@@ -178,12 +178,11 @@ def _tokens_of_half(
 
 def _consecutive(ids: torch.Tensor, window: int, windows: int | None) -> list[torch.Tensor]:
     available = len(ids) // _positive(window, "window", least=2)
-    if not len(ids):
-        raise DataError("there is no token in the text: it is empty, or the model came without its tokenizer's files")
     if not available:
-        raise DataError(
-            f"the text has {len(ids)} tokens, fewer than one window of {window}; use a longer text or shorter windows"
-        )
+        remedy = "use a longer text or shorter windows"
+        if not len(ids):
+            remedy = "it is empty, or the model came without its tokenizer's files; use another"
+        raise DataError(f"the text has {len(ids)} tokens, fewer than one window of {window}; {remedy}")
     count = available if windows is None else min(_positive(windows, "windows"), available)
     return list(ids[: count * window].view(count, window))
 
