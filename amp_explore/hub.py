@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from amp_explore.errors import AmpExploreError
+from amp_explore.errors import AmpExploreError, in_one_line
 from amp_explore.processes import PythonModule, lines
 from amp_explore.progress import Progress, no_progress
 from amp_explore.seals import file_digest
@@ -121,13 +121,13 @@ def _child(kind: Kind, repository: str, seconds: float, patterns: list[str]) -> 
     try:
         _say(folder=_snapshot(kind, repository, seconds, patterns))
     except HFValidationError as error:
-        _say(problem="no id", reason=_in_one_line(error))
+        _say(problem="no id", reason=in_one_line(error))
     except LocalEntryNotFoundError as error:
-        _say(problem="unreachable", reason=_in_one_line(error))
+        _say(problem="unreachable", reason=in_one_line(error))
     except HfHubHTTPError as error:
-        _say(problem="refused", reason=_in_one_line(error))
+        _say(problem="refused", reason=in_one_line(error))
     except Exception as error:  # a connection that breaks, a full disk: many types
-        _say(problem="broken", reason=_in_one_line(error))
+        _say(problem="broken", reason=in_one_line(error))
 
 
 def _snapshot(kind: Kind, repository: str, seconds: float, patterns: list[str]) -> str:
@@ -167,10 +167,6 @@ def _answers(kind: Kind, repository: str, seconds: float) -> bool:
 
 def _say(**what: object) -> None:
     print("\n" + json.dumps(what), flush=True)
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 if __name__ == "__main__":

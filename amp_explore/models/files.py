@@ -6,7 +6,6 @@ Opening a pipe waits for ever, and a device has no end.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -16,6 +15,7 @@ from typing import Any
 
 from amp_explore.errors import ModelError, in_one_line
 from amp_explore.progress import Progress, no_progress
+from amp_explore.seals import file_digest
 
 LARGEST = 256 * 2**20
 """Bytes of a file beside the weights. The largest tokenizers take 40 MB."""
@@ -24,8 +24,6 @@ Stamp = tuple[int, int]
 """A file's size in bytes and the time of its last change in nanoseconds: what tells cheaply that it is another one."""
 
 _POINTER = b"version https://git-lfs"
-_CHUNK = 2**24  # bytes that are hashed between two calls of progress
-_digests: dict[Path, tuple[Stamp, str]] = {}
 
 
 def regular(path: Path) -> os.stat_result:
@@ -85,22 +83,11 @@ def stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, read again only when its stamp is another one."""
-    return digests([path])[0]
-
-
 def digests(paths: Iterable[Path], progress: Progress = no_progress, note: str = "") -> list[str]:
-    """`digest` of each file; `progress` counts their bytes."""
-    stamps = {path: stamp(path) for path in paths}
-    done, total = 0, sum(size for size, _ in stamps.values())
-    for path, now in stamps.items():
-        if _digests.get(path, ("", ""))[0] != now:
-            hashed, buffer = hashlib.sha256(), memoryview(bytearray(min(now[0], _CHUNK) + 1))
-            with path.open("rb", buffering=0) as file:
-                while count := file.readinto(buffer):
-                    hashed.update(buffer[:count])
-                    progress(done, max(total, 1), note)
-                    done += count
-            _digests[path] = now, hashed.hexdigest()
-    return [_digests[path][1] for path in stamps]
+    """SHA-256 of each file, read again only where it has changed; `progress` counts bytes. Errors as for `stamp`."""
+    sizes = {path: stamp(path)[0] for path in paths}
+    found, done, total = [], 0, max(sum(sizes.values()), 1)
+    for path, size in sizes.items():
+        found.append(file_digest(path, progress=lambda read, _, __, before=done: progress(before + read, total, note)))
+        done += size
+    return found

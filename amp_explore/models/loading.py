@@ -129,7 +129,7 @@ def load(
         name = source.removeprefix(random_weights.PREFIX)
         model, tokenizer, fingerprint = random_weights.make(name, target, numbers)
         return from_model(model, tokenizer, source=source, fingerprint=fingerprint)
-    with _saidin_one_line(source):
+    with _said_in_one_line(source):
         place = _place(source, progress)
         folder = place if place.is_dir() else _converted(place, progress)
         config = read_config(folder)
@@ -164,7 +164,7 @@ def load(
 
 
 @contextmanager
-def _saidin_one_line(source: str) -> Iterator[None]:
+def _said_in_one_line(source: str) -> Iterator[None]:
     """Whatever libraries make of a damaged model becomes a `ModelError`. They raise many kinds, and what is written in
     Rust panics with one that is no `Exception`; the reason is in the message."""
     try:

@@ -10,7 +10,7 @@ from refusals import CPU, refused
 from tiny import tiny
 from tiny_gguf import write_gguf
 
-from amp_explore.models import files
+from amp_explore import seals
 from amp_explore.models.gguf_header import read_header
 from amp_explore.models.loading import load
 from amp_explore.progress import Cancelled
@@ -142,7 +142,7 @@ def test_a_vocabulary_without_an_unknown_token_is_refused_where_one_is_needed(tm
 
 
 def test_a_large_file_is_read_with_progress_and_can_be_cancelled(path, monkeypatch):
-    monkeypatch.setattr(files, "_CHUNK", 2**10)
+    monkeypatch.setattr(seals, "_CHUNK", 2**10)
     calls = []
 
     def cancel(done, total, note):
