@@ -26,7 +26,7 @@ from amp_explore.budgets.allocation import Ranking
 from amp_explore.criteria import registry
 from amp_explore.criteria.layer import Evidence
 from amp_explore.criteria.scores import Scores
-from amp_explore.errors import AmpExploreError, PlanError, TooLarge
+from amp_explore.errors import AmpExploreError, TooLarge
 from amp_explore.keeping import keys
 from amp_explore.keeping.evidence import VERSIONS, Observation
 from amp_explore.keeping.keys import Key, numerics, on_text, perplexity_setup, task_setup
@@ -40,6 +40,7 @@ from amp_explore.models.pool import ModelPool
 from amp_explore.plan import PruningPlan, Repair, RepairMethod
 from amp_explore.progress import Progress, labelled, no_progress, part
 from amp_explore.surgery import repair
+from amp_explore.surgery.repair_texts import RepairTexts
 from amp_explore.surgery.slicing import LayerOf, slice_layer, slice_model
 from amp_explore.texts import assets
 from amp_explore.texts.calibration import TokenWindows, calibration_windows, evaluation_windows, needs_network
@@ -97,6 +98,7 @@ class Workbench:
         self.pool = pool or ModelPool(_models_in_memory(), self._let_go)
         self._kept: WeakKeyDictionary[LoadedModel, _Kept] = WeakKeyDictionary()
         self._machines: dict[tuple, Machine] = {}
+        self._repair_texts = RepairTexts()
         self._lock = threading.Lock()
 
     def check_libraries(self, *, progress: Progress = no_progress) -> list[str]:
@@ -204,7 +206,7 @@ class Workbench:
             return True
         if plan.repair.method == "sequential":
             return self.store.has_statistics(_fits_key(loaded, plan))
-        if needs_network(plan.repair.source, plan.repair.text):
+        if self._repair_texts.are_far(plan.repair):
             return False
         windows = self.repair_windows(loaded, plan.repair)
         return self.has_evidence(loaded, windows, repair.METHODS[plan.repair.method].needs)
@@ -222,21 +224,12 @@ class Workbench:
 
     def repair_by(self, loaded: LoadedModel, method: RepairMethod, **text: Any) -> Repair:
         """A repair by this method, fitted on the text that `calibration_windows` gives for the same options."""
-        digest = calibration_windows(loaded.tokenizer, **text).digest
-        if text.get("text") is not None:
-            text["text"] = str(Path(text["text"]).resolve())  # the plan may be measured from elsewhere
-        return Repair(method, digest, **text)
+        return self._repair_texts.repair_by(loaded.tokenizer, method, **text)
 
-    def repair_windows(self, loaded: LoadedModel, repair: Repair) -> TokenWindows:
-        """The windows that a repair is fitted on. Raises `PlanError` where they are not the ones it names."""
-        text = {name: value for name, value in vars(repair).items() if name not in ("method", "digest")}
-        windows = calibration_windows(loaded.tokenizer, text.pop("source"), **text)
-        if windows.digest != repair.digest:
-            raise PlanError(
-                f"the plan was repaired on other text than {windows.data} is here (digest {repair.digest}, here "
-                f"{windows.digest}); bring that text, or set the plan's repair to null"
-            )
-        return windows
+    def repair_windows(self, loaded: LoadedModel, repair: Repair, text: str | Path | None = None) -> TokenWindows:
+        """The windows that a repair is fitted on. Where it names a file, `text` is the one that a person gives for it;
+        it is asked for once. Raises `TextWanted`, or `PlanError` where they are not the windows that it names."""
+        return self._repair_texts.windows(loaded.tokenizer, repair, text)
 
     def _kept_of(self, loaded: LoadedModel) -> _Kept:
         with self._lock:

@@ -26,8 +26,7 @@ FLOORS = (
     ("plan",),
     ("models",),
     ("texts",),
-    ("hub",),
-    ("folders", "processes", "seals"),
+    ("folders", "files", "processes"),
     ("progress", "errors"),
 )
 LONGEST = 400  # lines of a module

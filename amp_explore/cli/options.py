@@ -74,7 +74,10 @@ def ratios(text: str) -> list[float]:
 
 def names(text: str) -> list[str]:
     """Type of an option: names with commas between them."""
-    return [name for name in text.split(",") if name]
+    found = [name for name in text.split(",") if name]
+    if not found:
+        raise argparse.ArgumentTypeError("give one name at least")
+    return found
 
 
 def open_model(options: argparse.Namespace, progress: ProgressBar) -> tuple[Workbench, LoadedModel]:
