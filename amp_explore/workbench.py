@@ -222,9 +222,12 @@ class Workbench:
         fits = self.store.statistics(_fits_key(loaded, plan), compute, repair.Fit)
         return lambda *which: repair.refitted_layer(*which, fits)
 
-    def repair_by(self, loaded: LoadedModel, method: RepairMethod, **text: Any) -> Repair:
-        """A repair by this method, fitted on the text that `calibration_windows` gives for the same options."""
-        return self._repair_texts.repair_by(loaded.tokenizer, method, **text)
+    def repair_by(
+        self, loaded: LoadedModel, method: RepairMethod, cut: TokenWindows | None = None, **text: Any
+    ) -> Repair:
+        """A repair by this method, fitted on the text that `calibration_windows` gives for the same options; `cut` are
+        those windows, where they are at hand."""
+        return self._repair_texts.repair_by(loaded.tokenizer, method, cut, **text)
 
     def repair_windows(self, loaded: LoadedModel, repair: Repair, text: str | Path | None = None) -> TokenWindows:
         """The windows that a repair is fitted on. Where it names a file, `text` is the one that a person gives for it;

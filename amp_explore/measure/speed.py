@@ -26,6 +26,7 @@ from amp_explore.measure.generation import EagerDecoder, Mode, decoder, modes_on
 from amp_explore.measure.roofline import synchronize
 from amp_explore.models.families import context_of
 from amp_explore.models.sharding import device_of, devices
+from amp_explore.observe.limits import require_finite
 from amp_explore.progress import Progress, no_progress
 
 FIGURES = ("prefill_tokens_per_s", "decode_tokens_per_s", "eager_decode_tokens_per_s")
@@ -67,6 +68,7 @@ def measure(
     Raises:
         AmpExploreError: a number is too small, the mode is not to be had on the device, or prompt and new tokens
             exceed a model's context.
+        NotFinite: what a model computes is NaN or infinite.
         TooLarge: the KV caches do not fit into the device's memory.
     """
     _check(models, batch=batch, prompt=prompt, new_tokens=new_tokens, repeats=repeats, warmup=warmup)
@@ -75,6 +77,9 @@ def measure(
     vocabulary = min(model.get_input_embeddings().num_embeddings for model in models.values())
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(vocabulary, (batch, prompt), generator=generator)  # (B, T)
+
+    for model in models.values():
+        require_finite(model, ids[:1])
 
     names = list(models)
     orders = (names, names[::-1])

@@ -28,9 +28,11 @@ class RepairTexts:
         self._seen: OrderedDict[str, TokenWindows] = OrderedDict()
         self._lock = threading.Lock()
 
-    def repair_by(self, tokenizer: PreTrainedTokenizerBase, method: RepairMethod, **text: Any) -> Repair:
-        """A repair fitted on the text that `calibration_windows` gives for these options."""
-        windows = self._remember(calibration_windows(tokenizer, **text))
+    def repair_by(
+        self, tokenizer: PreTrainedTokenizerBase, method: RepairMethod, cut: TokenWindows | None = None, **text: Any
+    ) -> Repair:
+        """A repair fitted on the text that `calibration_windows` gives for these options, or gave: `cut`."""
+        windows = self._remember(cut or calibration_windows(tokenizer, **text))
         if text.get("text") is not None:
             text["text"] = Path(text["text"]).name
         return Repair(method, windows.digest, **text)

@@ -198,7 +198,8 @@ class Scoring:
 
 def repair_of(loaded: LoadedModel, method: RepairMethod, calibration: Calibration) -> Repair:
     """A repair fitted on the calibration windows."""
-    return Repair(method, windows_of(loaded, calibration).digest, **asdict(_within(loaded, calibration)))
+    cut = windows_of(loaded, calibration)
+    return workbench().repair_by(loaded, method, cut, **asdict(_within(loaded, calibration)))
 
 
 def windows_of(loaded: LoadedModel, calibration: Calibration) -> TokenWindows:
