@@ -20,6 +20,7 @@ from amp_explore.cli.options import (
     open_model,
     ratios,
     text_of,
+    whole,
 )
 from amp_explore.cli.terminal import ProgressBar, on, table
 from amp_explore.errors import AmpExploreError
@@ -42,18 +43,18 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     measure.add_argument("--perplexity", action="store_true")
     measure.add_argument("--data", choices=EVALUATION, default="wiki", help="text for perplexity")
     measure.add_argument("--text", type=Path, metavar="FILE", help="own text for perplexity")
-    measure.add_argument("--windows", type=int, metavar="N", help=f"default {EVALUATION_WINDOWS}; all of --text")
+    measure.add_argument("--windows", type=whole(), metavar="N", help=f"default {EVALUATION_WINDOWS}; all of --text")
     add_windows(measure)
     measure.add_argument(
         "--tasks", type=names, default=[], metavar="piqa,...", help="commonsense tasks, or `all` five of AMP's"
     )
-    measure.add_argument("--limit", type=int, metavar="N", help="questions per task (default: all)")
+    measure.add_argument("--limit", type=whole(), metavar="N", help="questions per task (default: all)")
     measure.add_argument("--hub", action="store_true", help="take the tasks' official data from the hub")
     measure.add_argument("--speed", action="store_true", help="tokens per second, prefill and decode")
-    measure.add_argument("--batch", type=int, default=1, metavar="B", help="for --speed: sequences at once")
-    measure.add_argument("--prompt", type=int, default=128, metavar="T", help="for --speed: tokens before decoding")
-    measure.add_argument("--new-tokens", type=int, default=32, metavar="N", help="for --speed: tokens decoded")
-    measure.add_argument("--repeats", type=int, default=5, metavar="N", help="for --speed: timed rounds")
+    measure.add_argument("--batch", type=whole(1), default=1, metavar="B", help="for --speed: sequences at once")
+    measure.add_argument("--prompt", type=whole(1), default=128, metavar="T", help="for --speed: tokens read before")
+    measure.add_argument("--new-tokens", type=whole(1), default=32, metavar="N", help="for --speed: tokens decoded")
+    measure.add_argument("--repeats", type=whole(1), default=5, metavar="N", help="for --speed: timed rounds")
     measure.add_argument(
         "--mode",
         choices=["eager", "graph", "compiled"],
@@ -65,7 +66,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     ablate = commands.add_parser("ablate", help="measure the loss without each head in turn: the ground truth")
     add_model(ablate, dtype="float32")
     add_calibration(ablate, windows=4)
-    ablate.add_argument("--block", type=int, metavar="N", help="blocks of N neighbouring neurons too")
+    ablate.add_argument("--block", type=whole(1), metavar="N", help="blocks of N neighbouring neurons too")
     ablate.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="safetensors: heads (layers, heads), rise of the loss"
     )
@@ -80,7 +81,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     add_calibration(compare)
     compare.add_argument("--data", choices=EVALUATION, default="wiki", help="text for perplexity")
     compare.add_argument("--evaluation-text", type=Path, metavar="FILE", help="own text for perplexity")
-    compare.add_argument("--evaluation-windows", type=int, default=EVALUATION_WINDOWS, metavar="N")
+    compare.add_argument("--evaluation-windows", type=whole(), default=EVALUATION_WINDOWS, metavar="N")
     compare.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table, CSV")
     compare.set_defaults(command=_compare)
 

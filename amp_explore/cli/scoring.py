@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from amp_explore.cli.options import add_model, add_scoring, calibration, open_model, ratios, text_of
+from amp_explore.cli.options import add_model, add_scoring, calibration, open_model, ratios, text_of, whole
 from amp_explore.cli.terminal import ProgressBar, on
 from amp_explore.errors import AmpExploreError
 
@@ -50,10 +50,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     plan.add_argument(
         "--allocation", default="uniform", metavar="NAME", help="how layers share the ratio; see `allocations`"
     )
-    plan.add_argument("--first", type=int, default=1, metavar="N", help="with protect: lowest layers left whole")
-    plan.add_argument("--last", type=int, default=1, metavar="N", help="with protect: highest layers left whole")
-    plan.add_argument("--steps", type=int, default=5, metavar="N", help="with iterative: steps")
-    plan.add_argument("--generations", type=int, default=30, metavar="N", help="with search: generations")
+    plan.add_argument("--first", type=whole(), default=1, metavar="N", help="with protect: lowest layers left whole")
+    plan.add_argument("--last", type=whole(), default=1, metavar="N", help="with protect: highest layers left whole")
+    plan.add_argument("--steps", type=whole(), default=5, metavar="N", help="with iterative: steps")
+    plan.add_argument("--generations", type=whole(), default=30, metavar="N", help="with search: generations")
     plan.add_argument(
         "--repair",
         choices=["none", "bias", "least-squares", "sequential"],
@@ -63,7 +63,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     plan.add_argument(
         "--multiple-of",
         dest="multiple",
-        type=int,
+        type=whole(1),
         default=1,
         metavar="N",
         help="with uniform, protect or angular: layers keep a multiple of N neurons (GPUs like 64 or 128)",

@@ -218,10 +218,10 @@ CRITERIA: dict[str, Criterion] = {
 
 def check(criterion: str, heads: str | None = None) -> None:
     """Raise `AmpExploreError` unless `score` would take these criteria."""
-    for name in filter(None, (criterion, heads)):
+    for name in (criterion,) if heads is None else (criterion, heads):
         if name not in CRITERIA:
             raise AmpExploreError(f"criterion {name!r} is not known; use one of {', '.join(CRITERIA)}")
-    if heads and CRITERIA[heads].heads is None:
+    if heads is not None and CRITERIA[heads].heads is None:
         raise AmpExploreError(f"criterion {heads!r} scores neurons alone; take another for heads, such as amp")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Scores:
     def to_safetensors(self, **metadata: str) -> bytes:
         """Tensors `heads` and `neurons` (layers, units); where layers differ in width, `heads.0`, `heads.1`, ...
         instead."""
-        return save(tensors_of(heads=self.heads, neurons=self.neurons), metadata)
+        return saved(tensors_of(heads=self.heads, neurons=self.neurons), metadata)
 
     @classmethod
     def load(cls, path: str | Path, shape: ModelShape) -> Scores:
@@ -74,6 +74,11 @@ def tensors_of(**units: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         else:
             tensors |= {f"{name}.{number}": torch.from_numpy(layer) for number, layer in enumerate(layers)}
     return tensors
+
+
+def saved(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file. Of names that are no UTF-8, as those of files may be, the odd bytes are written out."""
+    return save(tensors, {key: text.encode(errors="backslashreplace").decode() for key, text in metadata.items()})
 
 
 def scores_by_lot(shape: ModelShape, seed: int = 0) -> Scores:
