@@ -206,8 +206,6 @@ class Workbench:
             return True
         if plan.repair.method == "sequential":
             return self.store.has_statistics(_fits_key(loaded, plan))
-        if self._repair_texts.are_far(plan.repair):
-            return False
         windows = self.repair_windows(loaded, plan.repair)
         return self.has_evidence(loaded, windows, repair.METHODS[plan.repair.method].needs)
 

@@ -60,10 +60,6 @@ class RepairTexts:
             )
         return self._remember(windows)
 
-    def are_far(self, repair: Repair) -> bool:
-        """Whether the windows would have to be fetched: no page and no link does that, somebody's click does."""
-        return repair.source == "alpaca" and repair.text is None and self._find(repair.digest) is None
-
     def _find(self, digest: str) -> TokenWindows | None:
         with self._lock:
             return self._seen.get(digest)
