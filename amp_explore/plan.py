@@ -54,6 +54,10 @@ class Repair:
     bos: str = "auto"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.text is not None:  # older plans have the path, which leads nowhere for others
+            object.__setattr__(self, "text", re.split(r"[/\\]", self.text)[-1])
+
     @property
     def identity(self) -> bytes:
         """What a repaired model's numbers depend on besides the model and what goes."""
@@ -76,8 +80,7 @@ class Repair:
             raise PlanError(f"repair: method {_short(document.get('method'))} is not one of {', '.join(REPAIRS)}")
         if "digest" not in document:
             raise PlanError("repair: it lacks the digest of the text that it was fitted on")
-        text = document.get("text")  # older plans have its path, which is nobody's business here
-        return cls(**document | {"text": text and re.split(r"[/\\]", text)[-1]})
+        return cls(**document)
 
 
 @dataclass(frozen=True, eq=False)

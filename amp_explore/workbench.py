@@ -220,12 +220,17 @@ class Workbench:
         fits = self.store.statistics(_fits_key(loaded, plan), compute, repair.Fit)
         return lambda *which: repair.refitted_layer(*which, fits)
 
-    def repair_by(
-        self, loaded: LoadedModel, method: RepairMethod, cut: TokenWindows | None = None, **text: Any
-    ) -> Repair:
-        """A repair by this method, fitted on the text that `calibration_windows` gives for the same options; `cut` are
-        those windows, where they are at hand."""
-        return self._repair_texts.repair_by(loaded.tokenizer, method, cut, **text)
+    def know(self, loaded: LoadedModel, windows: TokenWindows) -> None:
+        """Keep windows for the repairs that name them, which then need no text to be read."""
+        self._repair_texts.know(windows)
+
+    def knows(self, loaded: LoadedModel, repair: Repair) -> bool:
+        """Whether `repair_windows` will answer without reading anything."""
+        return self._repair_texts.find(repair.digest) is not None
+
+    def repair_by(self, loaded: LoadedModel, method: RepairMethod, **text: Any) -> Repair:
+        """A repair by this method, fitted on the text that `calibration_windows` gives for the same options."""
+        return self._repair_texts.repair_by(loaded.tokenizer, method, **text)
 
     def repair_windows(self, loaded: LoadedModel, repair: Repair, text: str | Path | None = None) -> TokenWindows:
         """The windows that a repair is fitted on. Where it names a file, `text` is the one that a person gives for it;

@@ -28,13 +28,25 @@ class RepairTexts:
         self._seen: OrderedDict[str, TokenWindows] = OrderedDict()
         self._lock = threading.Lock()
 
-    def repair_by(
-        self, tokenizer: PreTrainedTokenizerBase, method: RepairMethod, cut: TokenWindows | None = None, **text: Any
-    ) -> Repair:
-        """A repair fitted on the text that `calibration_windows` gives for these options, or gave: `cut`."""
-        windows = self._remember(cut or calibration_windows(tokenizer, **text))
+    def know(self, windows: TokenWindows) -> None:
+        """Keep windows for the repairs that name them."""
+        with self._lock:
+            self._seen[windows.digest] = windows
+            self._seen.move_to_end(windows.digest)
+            if len(self._seen) > _KEPT:
+                self._seen.popitem(last=False)
+
+    def find(self, digest: str) -> TokenWindows | None:
+        """The windows of this digest, if they are known."""
+        with self._lock:
+            return self._seen.get(digest)
+
+    def repair_by(self, tokenizer: PreTrainedTokenizerBase, method: RepairMethod, **text: Any) -> Repair:
+        """A repair fitted on the text that `calibration_windows` gives for these options."""
+        windows = calibration_windows(tokenizer, **text)
+        self.know(windows)
         if text.get("text") is not None:
-            text["text"] = Path(text["text"]).name
+            text["text"] = str(text["text"])
         return Repair(method, windows.digest, **text)
 
     def windows(
@@ -46,7 +58,7 @@ class RepairTexts:
             TextWanted: it names a file, which was not given yet.
             PlanError: the text here is another one.
         """
-        if (seen := self._find(repair.digest)) is not None:
+        if (seen := self.find(repair.digest)) is not None:
             return seen
         if repair.text is not None and text is None:
             raise TextWanted(repair.text, repair.digest)
@@ -58,16 +70,5 @@ class RepairTexts:
                 f"the plan was repaired on other text than {windows.data} is here (digest {repair.digest}, here "
                 f"{windows.digest}); bring that text, or set the plan's repair to null"
             )
-        return self._remember(windows)
-
-    def _find(self, digest: str) -> TokenWindows | None:
-        with self._lock:
-            return self._seen.get(digest)
-
-    def _remember(self, windows: TokenWindows) -> TokenWindows:
-        with self._lock:
-            self._seen[windows.digest] = windows
-            self._seen.move_to_end(windows.digest)
-            if len(self._seen) > _KEPT:
-                self._seen.popitem(last=False)
+        self.know(windows)
         return windows
