@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
+    _add_measure(commands)
+    _add_ablate(commands)
+    _add_compare(commands)
+
+
+def _add_measure(commands: argparse._SubParsersAction) -> None:
     measure = commands.add_parser("measure", help="measure the dense model, and a plan beside it")
     add_model(measure, dtype="auto")
     measure.add_argument("--plan", type=Path, metavar="FILE", help="measure this plan beside the dense model")
@@ -63,6 +69,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     measure.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     measure.set_defaults(command=_measure)
 
+
+def _add_ablate(commands: argparse._SubParsersAction) -> None:
     ablate = commands.add_parser("ablate", help="measure the loss without each head in turn: the ground truth")
     add_model(ablate, dtype="float32")
     add_calibration(ablate, windows=4)
@@ -72,6 +80,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     )
     ablate.set_defaults(command=_ablate)
 
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
     compare = commands.add_parser("compare", help="perplexity of many plans: criteria by ratios by repairs")
     add_model(compare, dtype="float32")
     compare.add_argument("--ratios", type=ratios, required=True, metavar="R,R", help="shares of all parameters")
