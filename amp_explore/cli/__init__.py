@@ -35,7 +35,7 @@ def _run(options: argparse.Namespace) -> int:
             require_writable(path)
         with ProgressBar() as progress:
             options.command(options, progress)
-        sys.stdout.flush()
+        print(end="", flush=True)  # what cannot be written is an error of this command
     except AmpExploreError as error:
         return _failed(str(error))
     except sqlite3.Error as error:

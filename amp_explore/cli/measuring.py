@@ -117,7 +117,8 @@ def _measure(options: argparse.Namespace, progress: ProgressBar) -> None:
     def measure(figure: str, of: Callable[[PruningPlan], dict[str, Any]]) -> None:
         for side, which in sides.items():
             progress.side = side
-            report[side][figure] = of(which)
+            found = of(which)
+            report[side][figure] = report[side].get(figure, {}) | found
         progress.side = ""
 
     counts = len(report["dense"])
@@ -125,9 +126,9 @@ def _measure(options: argparse.Namespace, progress: ProgressBar) -> None:
         if options.perplexity:
             text = _evaluation(loaded, options, options.text, options.windows)
             measure("perplexity", lambda which: bench.perplexity(loaded, which, text, progress=progress))
-        if tasks:
-            asked = {"limit": options.limit, "data": "hub" if options.hub else "offline"}
-            measure("tasks", lambda which: bench.tasks(loaded, which, tasks, progress=progress, **asked))
+        questions = {"limit": options.limit, "data": "hub" if options.hub else "offline"}
+        for task in tasks:
+            measure("tasks", lambda which, t=task: bench.tasks(loaded, which, [t], progress=progress, **questions))
         if options.speed:
             asked = {name: getattr(options, name) for name in ("batch", "prompt", "new_tokens", "repeats", "mode")}
             found = bench.speed(loaded, plan or sides["dense"], progress=progress, **asked)

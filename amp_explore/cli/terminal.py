@@ -10,6 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# Read when the libraries are imported, which commands do, and by processes that they start.
+_QUIET = {
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+
 
 def on(windows: dict[str, Any]) -> str:
     return f"{windows['data']}, {windows['windows']} windows of {windows['window']} tokens"
@@ -34,7 +44,7 @@ def table(report: dict[str, Any]) -> str:
         for metric in ("acc", "acc_norm"):
             if result[metric] is not None:
                 name = f"{task} {metric} ({result['n']} questions)"
-                row(name, "tasks", lambda found, t=task, m=metric: _accuracy(found[t], m))
+                row(name, "tasks", lambda found, t=task, m=metric: _accuracy(found[t], m) if t in found else "")
     for figure in dense.get("speed", ()):
         if figure.endswith("_tokens_per_s"):
             phase = figure.removesuffix("_tokens_per_s").replace("_", " ")
@@ -116,17 +126,6 @@ def own_words() -> Iterator[None]:
         logging.getLogger().removeHandler(ours)
 
 
-# Read when the libraries are imported, which commands do, and by processes that they start.
-_QUIET = {
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "DATASETS_VERBOSITY": "error",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-}
-
-
 def quiet() -> None:
     """Switch off the bars that transformers shows whatever its variables say."""
     from transformers.utils import logging
@@ -138,6 +137,6 @@ def quiet() -> None:
 def let_go_of_output() -> None:
     """Where standard output takes no more, drop what it has not taken: Python would fail over it again at its end."""
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
