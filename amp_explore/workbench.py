@@ -28,8 +28,8 @@ from amp_explore.errors import AmpExploreError, TooLarge
 from amp_explore.keeping import keys
 from amp_explore.keeping.evidence import VERSIONS, Observation
 from amp_explore.keeping.in_memory import Kept
-from amp_explore.keeping.keys import numerics, on_text
-from amp_explore.keeping.store import Key, Store
+from amp_explore.keeping.keys import Key, numerics, on_text, perplexity_setup, task_setup
+from amp_explore.keeping.store import Store
 from amp_explore.measure import commonsense, identities, speed
 from amp_explore.measure.perplexity import perplexity
 from amp_explore.measure.roofline import Machine, measure_machine
@@ -176,6 +176,8 @@ class Workbench:
             return True
         if plan.repair.method == "sequential":
             return self.store.has_statistics(_fits_key(loaded, plan))
+        if needs_network(plan.repair.source, plan.repair.text):
+            return False
         windows = self.repair_windows(loaded, plan.repair)
         return self.has_evidence(loaded, windows, repair.METHODS[plan.repair.method].needs)
 

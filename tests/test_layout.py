@@ -26,7 +26,8 @@ FLOORS = (
     ("plan",),
     ("models",),
     ("texts",),
-    ("folders", "files", "processes"),
+    ("hub",),
+    ("folders", "files", "processes", "seals"),
     ("progress", "errors"),
 )
 LONGEST = 400  # lines of a module

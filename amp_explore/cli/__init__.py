@@ -38,8 +38,6 @@ def _run(options: argparse.Namespace) -> int:
         print(end="", flush=True)  # what cannot be written is an error of this command
     except AmpExploreError as error:
         return _failed(str(error))
-    except sqlite3.Error as error:
-        return _failed(f"the cache's runs.sqlite cannot be used ({error}); move it away, or set AMP_EXPLORE_CACHE")
     except BrokenPipeError:  # whoever reads the output has enough
         return 141
     except OSError as error:

@@ -143,7 +143,7 @@ def _measure(options: argparse.Namespace, progress: ProgressBar) -> None:
 
 def _deliver(report: dict[str, Any], options: argparse.Namespace, progress: ProgressBar) -> None:
     """Print the report and write it: neither is lost where the other fails."""
-    from amp_explore.keeping.store import write_atomically
+    from amp_explore.folders import write_atomically
 
     progress.clear()
     try:
@@ -215,7 +215,7 @@ def _deliver_rows(
     """Print the table and write it: neither is lost where the other fails."""
     import pandas as pd
 
-    from amp_explore.keeping.store import write_atomically
+    from amp_explore.folders import write_atomically
 
     table = pd.DataFrame([row.as_dict() for row in rows])
     count = "" if len(rows) == wanted else f"only {len(rows)} of {wanted} rows, "

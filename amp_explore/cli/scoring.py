@@ -115,7 +115,7 @@ def _score(options: argparse.Namespace, progress: ProgressBar) -> None:
 
 def _plan(options: argparse.Namespace, progress: ProgressBar) -> None:
     from amp_explore.criteria.scores import Scores
-    from amp_explore.keeping.store import write_atomically
+    from amp_explore.folders import write_atomically
     from amp_explore.studies.recipe import TAKE_THEIR_TIME, make_plan
     from amp_explore.surgery import costs
     from amp_explore.surgery.repair import caveat

@@ -77,7 +77,7 @@ def test_what_cannot_be_written_was_printed(run, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("amp_explore.keeping.store.write_atomically", full)
+    monkeypatch.setattr("amp_explore.folders.write_atomically", full)
     code, output, errors = run(f"{MEASURE} --perplexity --json report.json")
     assert code == 1 and "perplexity" in output and errors == "error: report.json: No space left on device\n"
 

@@ -13,9 +13,9 @@ import torch
 from kept import made_up, open_folder, read_only, refuse, same
 from tiny import LAYERS, random_plan, tiny, tokens
 
-from amp_explore.errors import PlanError
-from amp_explore.keeping import in_memory
-from amp_explore.keeping.store import UNUSED_DAYS, Store, key_digest, write_atomically
+from amp_explore.errors import AmpExploreError, CacheError, PlanError
+from amp_explore.keeping import database, in_memory
+from amp_explore.keeping.store import Store
 from amp_explore.models.families import decoder_layers
 from amp_explore.models.loading import from_model
 from amp_explore.observe.statistics import collect
