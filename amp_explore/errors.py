@@ -13,6 +13,20 @@ class PlanError(AmpExploreError):
     """A plan is malformed, or does not fit the model."""
 
 
+class TextWanted(PlanError):
+    """A plan was repaired on somebody's own text, which the person has to give: plans have no files read.
+
+    `name` is that of the file, `digest` that of its tokens.
+    """
+
+    def __init__(self, name: str, digest: str) -> None:
+        self.name, self.digest = name, digest
+        super().__init__(
+            f"the plan was repaired on a text of its maker's own, {name!r} (digest {digest}); give that file, on the "
+            "command line by --repair-text"
+        )
+
+
 class DataError(AmpExploreError):
     """Calibration or evaluation data is missing, too short or unreadable."""
 

@@ -10,8 +10,9 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from amp_explore.errors import PlanError
+from amp_explore.files import read_regular
 from amp_explore.models.shapes import ModelShape
 
 FORMAT, VERSION = "amp-explore/plan", 1
@@ -30,14 +32,17 @@ Unit = Literal["heads", "neurons"]
 RepairMethod = Literal["bias", "least-squares", "sequential"]
 REPAIRS: tuple[RepairMethod, ...] = get_args(RepairMethod)
 _LONGEST_REPAIR = 2000  # bytes of JSON
+_LONGEST_WORD = 1000  # characters
+_LARGEST = 2**53  # of whole numbers: what JSON passes on everywhere
+_LEAST = {"windows": 1, "window": 1, "seed": 0}  # of the whole numbers of a repair
 
 
 @dataclass(frozen=True)
 class Repair:
     """How what a plan leaves is fitted to make up for what goes (see `repair.py`), and on what.
 
-    The text is named as `calibration.calibration_windows` takes it: `source`, or the file `text`. `digest` names its
-    tokens, so that a repair is never done on others unnoticed.
+    The text is named as `calibration.calibration_windows` takes it: `source`, or a file, of which `text` is the name
+    alone, for people. `digest` names its tokens, so that a repair is never done on others unnoticed.
     """
 
     method: RepairMethod
@@ -49,6 +54,10 @@ class Repair:
     bos: str = "auto"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.text is not None:  # older plans have the path, which leads nowhere for others
+            object.__setattr__(self, "text", re.split(r"[/\\]", self.text)[-1])
+
     @property
     def identity(self) -> bytes:
         """What a repaired model's numbers depend on besides the model and what goes."""
@@ -59,12 +68,12 @@ class Repair:
         """Read a repair's JSON. Raises `PlanError`."""
         if not isinstance(document, dict):
             raise PlanError("repair: expected an object, or none")
-        known = {each.name: each for each in fields(cls)}
+        _refuse_unknown(document, [each.name for each in fields(cls)], "repair")
         for name, value in document.items():
-            if name not in known:
-                raise PlanError(f"repair: {_short(name)} is not known; a newer program may have written this plan")
-            integer = name in ("windows", "window", "seed")
-            fits = type(value) is int if integer else isinstance(value, str) or (name == "text" and value is None)
+            if name in _LEAST:
+                fits = type(value) is int and _LEAST[name] <= value <= _LARGEST
+            else:
+                fits = (name == "text" and value is None) or (isinstance(value, str) and len(value) <= _LONGEST_WORD)
             if not fits:
                 raise PlanError(f"repair: {_short(value)} is no {name}")
         if document.get("method") not in REPAIRS:
@@ -232,6 +241,7 @@ class PruningPlan:
         if document.get("version") != VERSION:
             said = _short(document.get("version"))
             raise PlanError(f"plan version {said} is not known here; this program reads version {VERSION}")
+        _refuse_unknown(document, ("format", "version", "model", "layers", "made_by", "repair"), "plan")
         _check_model(document.get("model"), shape)
         layers = document.get("layers")
         if not isinstance(layers, list) or len(layers) != len(shape.layers):
@@ -240,19 +250,17 @@ class PruningPlan:
         for number, (entry, layer) in enumerate(zip(layers, shape.layers, strict=True)):
             if not isinstance(entry, dict):
                 raise PlanError(f"layer {number}: expected an object with heads and neurons")
+            _refuse_unknown(entry, ("heads", "neurons"), f"layer {number}")
             heads.append(_mask(entry.get("heads", []), layer.heads, f"layer {number}, heads"))
             neurons.append(_mask(entry.get("neurons", []), layer.neurons, f"layer {number}, neurons"))
         repair = None if document.get("repair") is None else Repair.from_document(document["repair"])
-        made_by = document.get("made_by")
-        return cls(shape, tuple(heads), tuple(neurons), made_by if isinstance(made_by, dict) else {}, repair)
+        return cls(shape, tuple(heads), tuple(neurons), _account(document.get("made_by")), repair)
 
     @classmethod
     def load(cls, path: str | Path, shape: ModelShape) -> PruningPlan:
         """Read a plan file. Raises `PlanError`."""
         try:
-            if (size := Path(path).stat().st_size) > MAX_FILE_BYTES:
-                raise PlanError(f"{path}: {size / 2**20:.0f} MB is no plan: the limit is {MAX_FILE_BYTES >> 20} MB")
-            text = Path(path).read_bytes()
+            text = read_regular(path, MAX_FILE_BYTES)
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror}; check the path") from None
         try:
@@ -320,6 +328,7 @@ def _check_model(model: object, shape: ModelShape) -> None:
         "kv_heads": list(shape.kv_heads),
         "neurons": list(shape.neurons),
     }
+    _refuse_unknown(model, ("fingerprint", *expected), "model")
     for name, have in expected.items():
         said = model.get(name)
         if said == have:
@@ -340,6 +349,35 @@ def _check_model(model: object, shape: ModelShape) -> None:
             f"this model is {shape.fingerprint}); "
             "load that model, or set the plan's fingerprint to null to use it here all the same"
         )
+
+
+def _refuse_unknown(entry: Mapping[str, object], known: Collection[str], where: str) -> None:
+    """What is not known may be what matters: a plan with other names in it would be read as one that removes less."""
+    for name in entry:
+        if name not in known:
+            raise PlanError(f"{where}: {_short(name)} is not known, only {', '.join(known)} are")
+
+
+def _account(made_by: object) -> dict[str, Any]:
+    """How a plan came about, as far as it is something that can be shown, kept and counted on: anybody may have
+    written it."""
+    if not isinstance(made_by, dict):
+        return {}
+    kept = {name: value for name, value in made_by.items() if _is_plain(value)}
+    if type(kept.get("seed", 0)) is not int or kept.get("seed", 0) < 0:
+        del kept["seed"]
+    return kept
+
+
+def _is_plain(value: object, depth: int = 3) -> bool:
+    """Whether this is a word or a finite number, or a list or an object of such."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return depth > 0 and all(_is_plain(each, depth - 1) for each in value)
+    if isinstance(value, str):
+        return len(value) <= _LONGEST_WORD
+    return value is None or abs(value) <= _LARGEST  # which NaN is not
 
 
 def _mask(indices: object, width: int, where: str) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from amp_explore.budgets import least_error
@@ -26,13 +24,13 @@ from amp_explore.budgets.allocation import Ranking
 from amp_explore.criteria import registry
 from amp_explore.criteria.layer import Evidence
 from amp_explore.criteria.scores import Scores
-from amp_explore.errors import AmpExploreError, PlanError, TooLarge
+from amp_explore.errors import AmpExploreError, TooLarge
 from amp_explore.keeping import keys
 from amp_explore.keeping.evidence import VERSIONS, Observation
+from amp_explore.keeping.in_memory import Kept
 from amp_explore.keeping.keys import Key, numerics, on_text, perplexity_setup, task_setup
 from amp_explore.keeping.store import Store
 from amp_explore.measure import commonsense, identities, speed
-from amp_explore.measure.boundaries import Boundaries
 from amp_explore.measure.perplexity import perplexity
 from amp_explore.measure.roofline import Machine, measure_machine
 from amp_explore.models.loading import LoadedModel
@@ -40,40 +38,13 @@ from amp_explore.models.pool import ModelPool
 from amp_explore.plan import PruningPlan, Repair, RepairMethod
 from amp_explore.progress import Progress, labelled, no_progress, part
 from amp_explore.surgery import repair
+from amp_explore.surgery.repair_texts import RepairTexts
 from amp_explore.surgery.slicing import LayerOf, slice_layer, slice_model
 from amp_explore.texts import assets
 from amp_explore.texts.calibration import TokenWindows, calibration_windows, evaluation_windows, needs_network
 
 LIVE_WINDOWS = 1
 """Windows of 512 tokens that the dashboard measures perplexity on after each edit, unless asked otherwise."""
-
-_SLICED_KEPT = 2  # models' worth of sliced layers
-
-
-class _Kept:
-    """What is kept of one loaded model, as long as it is in the pool or, if it never was, somebody holds it: sliced
-    layers, the longest unused of which go first, and hidden states."""
-
-    def __init__(self, layers: int) -> None:
-        self.boundaries = Boundaries()
-        self._layers: OrderedDict[tuple, nn.Module] = OrderedDict()
-        self._limit = _SLICED_KEPT * layers
-        self._lock = threading.Lock()
-
-    def layer(self, make: LayerOf, loaded: LoadedModel, plan: PruningPlan, number: int) -> nn.Module:
-        """What `make` gives; a layer that was sliced, and repaired, like this lately is used again."""
-        key = (number, plan.heads[number].tobytes(), plan.neurons[number].tobytes())
-        if plan.repair:
-            # A layer that is fitted on what those below send depends on all of them.
-            key += (plan.repair.identity, plan.prefixes[number] if plan.repair.method == "sequential" else None)
-        with self._lock:
-            if key not in self._layers:
-                made = make(loaded, plan, number)
-                while len(self._layers) >= self._limit:
-                    self._layers.popitem(last=False)
-                self._layers[key] = made
-            self._layers.move_to_end(key)
-            return self._layers[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +66,9 @@ class Workbench:
     def __init__(self, store: Store | None = None, pool: ModelPool | None = None) -> None:
         self.store = store or Store(assets.cache_root())
         self.pool = pool or ModelPool(_models_in_memory(), self._let_go)
-        self._kept: WeakKeyDictionary[LoadedModel, _Kept] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[LoadedModel, Kept] = WeakKeyDictionary()
         self._machines: dict[tuple, Machine] = {}
+        self._repair_texts = RepairTexts()
         self._lock = threading.Lock()
 
     def check_libraries(self, *, progress: Progress = no_progress) -> list[str]:
@@ -220,27 +192,26 @@ class Workbench:
         fits = self.store.statistics(_fits_key(loaded, plan), compute, repair.Fit)
         return lambda *which: repair.refitted_layer(*which, fits)
 
+    def know(self, loaded: LoadedModel, windows: TokenWindows) -> None:
+        """Keep windows for the repairs that name them, which then need no text to be read."""
+        self._repair_texts.know(windows)
+
+    def knows(self, loaded: LoadedModel, repair: Repair) -> bool:
+        """Whether `repair_windows` will answer without reading anything."""
+        return self._repair_texts.find(repair.digest) is not None
+
     def repair_by(self, loaded: LoadedModel, method: RepairMethod, **text: Any) -> Repair:
         """A repair by this method, fitted on the text that `calibration_windows` gives for the same options."""
-        digest = calibration_windows(loaded.tokenizer, **text).digest
-        if text.get("text") is not None:
-            text["text"] = str(Path(text["text"]).resolve())  # the plan may be measured from elsewhere
-        return Repair(method, digest, **text)
+        return self._repair_texts.repair_by(loaded.tokenizer, method, **text)
 
-    def repair_windows(self, loaded: LoadedModel, repair: Repair) -> TokenWindows:
-        """The windows that a repair is fitted on. Raises `PlanError` where they are not the ones it names."""
-        text = {name: value for name, value in vars(repair).items() if name not in ("method", "digest")}
-        windows = calibration_windows(loaded.tokenizer, text.pop("source"), **text)
-        if windows.digest != repair.digest:
-            raise PlanError(
-                f"the plan was repaired on other text than {windows.data} is here (digest {repair.digest}, here "
-                f"{windows.digest}); bring that text, or set the plan's repair to null"
-            )
-        return windows
+    def repair_windows(self, loaded: LoadedModel, repair: Repair, text: str | Path | None = None) -> TokenWindows:
+        """The windows that a repair is fitted on. Where it names a file, `text` is the one that a person gives for it;
+        it is asked for once. Raises `TextWanted`, or `PlanError` where they are not the windows that it names."""
+        return self._repair_texts.windows(loaded.tokenizer, repair, text)
 
-    def _kept_of(self, loaded: LoadedModel) -> _Kept:
+    def _kept_of(self, loaded: LoadedModel) -> Kept:
         with self._lock:
-            return self._kept.setdefault(loaded, _Kept(len(loaded.shape.layers)))
+            return self._kept.setdefault(loaded, Kept(len(loaded.shape.layers)))
 
     def _let_go(self, loaded: LoadedModel) -> None:
         """Keep nothing more of a model that left the pool; an idle page may hold the model itself for long."""

@@ -27,7 +27,7 @@ FLOORS = (
     ("models",),
     ("texts",),
     ("hub",),
-    ("folders", "processes", "seals"),
+    ("folders", "files", "processes", "seals"),
     ("progress", "errors"),
 )
 LONGEST = 400  # lines of a module

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import os
 import tracemalloc
 import zlib
 
@@ -225,6 +226,10 @@ def other_layers(layer=1, **changes):
         (other_layers(0, heads=[[["x" * 9999]]]), "layer 0, heads: "),
         (other_layers(1, neurons={}), "layer 1, neurons: expected a list"),
         (other_layers(1, neurons="12"), "layer 1, neurons: expected a list"),
+        (changed(layers=[{}, {"head": [1], "mlp": [2]}, {}]), "layer 1: 'head' is not known, only heads, neurons are"),
+        (other_layers(0, mlp=[1]), "layer 0: 'mlp' is not known"),
+        (changed(repairs={}), "plan: 'repairs' is not known"),
+        (other_model(dtype="float16"), "model: 'dtype' is not known"),
     ],
 )
 def test_a_malformed_plan_is_refused_in_one_short_line(text, message):
@@ -247,6 +252,18 @@ def test_a_strange_account_of_how_it_came_about_is_dropped(made_by):
     assert plan == SOME and plan.made_by == {}
 
 
+def test_of_that_account_stays_what_can_be_shown_and_counted_on():
+    made_by = {"criterion": "amp", "ratio": 0.2, "seed": 7, "heads_ratio": [0.1, 0.2], "calibration": {"data": "wiki"}}
+    strange = {"nan": float("nan"), "far": float("inf"), "large": 10**30, "long": "x" * 9999, "deep": [[[[[]]]]]}
+    assert PruningPlan.from_json(changed(made_by=made_by | strange), SHAPE).made_by == made_by
+
+
+@pytest.mark.parametrize("seed", ["abc", -7, float("inf"), float("nan"), 1.5, True, None, [1], 10**30])
+def test_a_seed_that_nothing_can_be_drawn_by_is_dropped(seed):
+    plan = PruningPlan.from_json(changed(made_by={"seed": seed, "order": "random"}), SHAPE)
+    assert plan.made_by == {"order": "random"}
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_damage_to_a_file_raises_anything_else(data):
@@ -267,11 +284,20 @@ def test_files_that_are_not_there_or_too_large_are_refused(tmp_path):
         PruningPlan.load(tmp_path, SHAPE)
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(2**34)  # sparse: read whole, this would take 16 GB
-    with pytest.raises(PlanError, match=r"large\.json: 16384 MB is no plan"):
+    with pytest.raises(PlanError, match=r"large\.json: 17,180 MB, and at most 10 MB are read"):
         PruningPlan.load(tmp_path / "large.json", SHAPE)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(PlanError, match=r"broken\.json: not a plan"):
         PruningPlan.load(tmp_path / "broken.json", SHAPE)
+
+
+def test_what_has_no_end_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for name in ("pipe", "endless", "circle", "a\0b", "x" * 999):
+        with pytest.raises(PlanError, match="cannot read the plan .*; check the path"):
+            PruningPlan.load(tmp_path / name, SHAPE)
 
 
 # Malformed tokens
@@ -367,12 +393,22 @@ def test_plans_share_what_lies_below_the_first_repaired_layer():
         ({"method": "bias", "digest": "x", "windows": True}, "True is no windows"),
         ({"method": "bias", "digest": "x", "text": 5}, "5 is no text"),
         ({"method": "bias", "digest": "x", "ridge": 1}, "'ridge' is not known"),
+        ({"method": "bias", "digest": "x" * 9999}, "is no digest"),
+        ({"method": "bias", "digest": "x", "seed": -7}, "-7 is no seed"),
+        ({"method": "bias", "digest": "x", "windows": 0}, "0 is no windows"),
+        ({"method": "bias", "digest": "x", "window": 10**30}, "is no window"),
     ],
 )
 def test_repairs_that_make_no_sense_are_refused(repair, says):
     document = json.loads(SOME.to_json()) | {"repair": repair}
     with pytest.raises(PlanError, match=says):
         PruningPlan.from_json(json.dumps(document), SHAPE)
+
+
+@pytest.mark.parametrize("path", ["notes.txt", "/home/somebody/notes.txt", "C:\\texts\\notes.txt", "../notes.txt"])
+def test_of_a_path_in_an_older_plan_the_name_stays(path):
+    document = json.loads(SOME.to_json()) | {"repair": {"method": "bias", "digest": "x", "text": path}}
+    assert PruningPlan.from_json(json.dumps(document), SHAPE).repair.text == "notes.txt"
 
 
 def test_a_link_has_no_file_read_that_its_sender_names():

@@ -73,8 +73,12 @@ def rank(
 
     lowest score first (standard), highest first (reversed), or by lot (random, no scores). With `whole_groups` those
     that read the same KV head, and those of the same expert, go together, in the order of their mean scores.
+
+    Raises `AmpExploreError` for an order that is not known or lacks scores, and for a negative seed.
     """
     if order == "random":
+        if seed < 0:
+            raise AmpExploreError(f"seed must be at least 0, not {seed}")
         # A generator's permutations, not its numbers, so that a seed means what it always did.
         generator = np.random.default_rng(seed)
         lots = [[generator.permutation(width) for width in widths] for widths in (shape.heads, shape.neurons)]

@@ -18,6 +18,7 @@ from amp_explore.budgets.allocation import Ranking
 from amp_explore.criteria.by_grams import ridged
 from amp_explore.criteria.layer import Evidence, layers_of
 from amp_explore.criteria.scores import Scores
+from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import weight_of
 from amp_explore.models.loading import LoadedModel
 from amp_explore.progress import Progress, no_progress
@@ -67,11 +68,15 @@ def refit_errors(projection: nn.Module, gram: torch.Tensor, order: np.ndarray, s
 
     With the inputs sorted from what goes last to what goes first and G = C C^T (Cholesky), the error without the last
     inputs S is `tr(W_S (G_SS - G_SK G_KK^-1 G_KS) W_S^T) = ||W_S C_SS||^2`, the squares of the last columns of W C.
+
+    Raises `AmpExploreError` where G is no Gram matrix, or not one of finite numbers.
     """
     weights = weight_of(projection).double()
     units = torch.from_numpy(order[::-1].copy()).to(weights.device)
     inputs = torch.arange(len(gram), device=weights.device).view(-1, size)[units].flatten()
-    factor = torch.linalg.cholesky(ridged(gram.to(weights))[inputs][:, inputs])
+    factor, failed = torch.linalg.cholesky_ex(ridged(gram.to(weights))[inputs][:, inputs])
+    if failed or not factor.isfinite().all():
+        raise AmpExploreError("the Gram matrices of the calibration text have no solution; take float32, or other text")
     return (weights[:, inputs] @ factor).square().sum(0).view(-1, size).sum(1).flip(0).cpu().numpy()
 
 

@@ -12,27 +12,46 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from amp_explore.cli import checking, listing, measuring, scoring, serving
-from amp_explore.cli.terminal import ProgressBar
+from amp_explore.cli.terminal import ProgressBar, let_go_of_output, own_words
 from amp_explore.errors import AmpExploreError
+from amp_explore.files import require_writable
 from amp_explore.progress import Cancelled
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = parser().parse_args(arguments)
+    with own_words():
+        options = parser().parse_args(arguments)
+        try:
+            return _run(options)
+        finally:
+            let_go_of_output()
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the command; whatever ends it early is told in one line."""
     try:
+        for path in filter(None, (getattr(options, name, None) for name in ("out", "json"))):
+            require_writable(path)
         with ProgressBar() as progress:
             options.command(options, progress)
+        print(end="", flush=True)  # what cannot be written is an error of this command
     except AmpExploreError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _failed(str(error))
+    except BrokenPipeError:  # whoever reads the output has enough
+        return 141
     except OSError as error:
-        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        return _failed(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except MemoryError:
+        return _failed("there is not enough memory for this; take fewer or shorter windows, or a smaller model")
     except (KeyboardInterrupt, Cancelled):
-        print("error: cancelled; nothing half-made was left", file=sys.stderr)
-        return 130
+        return _failed("cancelled; nothing half-made was left", 130)
     return 0
+
+
+def _failed(message: str, code: int = 1) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
 
 
 class _Parser(argparse.ArgumentParser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # the engine takes seconds to import, which --help and a wron
 
 EVALUATION = ("wiki", "c4", "code", "wikitext2")
 EVALUATION_WINDOWS = 64  # of the bundled text, unless asked otherwise
+LARGEST = 2**53  # of whole numbers: what JSON passes on everywhere
 
 
 def add_model(parser: argparse.ArgumentParser, *, dtype: str) -> None:
@@ -50,18 +52,33 @@ def add_calibration(parser: argparse.ArgumentParser, *, windows: int = 64) -> No
         help="bundled text, or alpaca (hub)",
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="own calibration text")
-    parser.add_argument("--windows", type=int, default=windows, metavar="N")
+    parser.add_argument("--windows", type=whole(), default=windows, metavar="N")
     add_windows(parser)
     parser.add_argument(
-        "--seed", type=int, default=0, help="draws the calibration windows, and the units of --order random"
+        "--seed", type=whole(0), default=0, help="draws the calibration windows, and the units of --order random"
     )
 
 
 def add_windows(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--window", type=int, default=512, metavar="T", help="tokens per window")
+    parser.add_argument("--window", type=whole(), default=512, metavar="T", help="tokens per window")
     parser.add_argument(
         "--bos", choices=["auto", "always", "never"], default="auto", help="a BOS in front of each window"
     )
+
+
+def whole(least: int | None = None, most: int = LARGEST) -> Callable[[str], int]:
+    """Type of an option: a whole number from `least` to `most`; without a least, what uses it says what it takes."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
+        if not (-most if least is None else least) <= number <= most:
+            raise argparse.ArgumentTypeError(f"{number} is not between {least or 0} and {most}")
+        return number
+
+    return read
 
 
 def ratios(text: str) -> list[float]:
@@ -74,7 +91,10 @@ def ratios(text: str) -> list[float]:
 
 def names(text: str) -> list[str]:
     """Type of an option: names with commas between them."""
-    return [name for name in text.split(",") if name]
+    found = [name for name in text.split(",") if name]
+    if not found:
+        raise argparse.ArgumentTypeError("give one name at least")
+    return found
 
 
 def open_model(options: argparse.Namespace, progress: ProgressBar) -> tuple[Workbench, LoadedModel]:

@@ -5,16 +5,29 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from amp_explore.cli.options import add_model, add_scoring, calibration, open_model, ratios, text_of
+from amp_explore.cli.options import add_model, add_scoring, calibration, open_model, ratios, text_of, whole
 from amp_explore.cli.terminal import ProgressBar, on
 from amp_explore.errors import AmpExploreError
 
+if TYPE_CHECKING:
+    from amp_explore.criteria.scores import Scores
+    from amp_explore.models.shapes import ModelShape
+    from amp_explore.plan import PruningPlan
+    from amp_explore.studies.recipe import Recipe
+
+_SIZES = ("ratio", "flops", "parameters", "megabytes", "layers_worth")
 _RECIPE = ("criterion", "heads_criterion", "allocation", "order", "seed", "multiple", "whole_groups")
 _RECIPE += ("first", "last", "steps", "generations")
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
+    _add_score(commands)
+    _add_plan(commands)
+
+
+def _add_score(commands: argparse._SubParsersAction) -> None:
     score = commands.add_parser("score", help="score every head and neuron")
     add_model(score, dtype="float32")
     add_scoring(score)
@@ -27,33 +40,18 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     )
     score.set_defaults(command=_score)
 
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
     plan = commands.add_parser("plan", help="decide which heads and neurons go")
     add_model(plan, dtype="float32")
-    size = plan.add_argument_group("how much goes (one of)")
-    size.add_argument("--ratio", type=float, metavar="R", help="share of all the model's parameters")
-    size.add_argument("--flops", type=float, metavar="R", help="share of the FLOPs of a token")
-    size.add_argument("--parameters", type=float, metavar="N", help="so many parameters stay, e.g. 100e6")
-    size.add_argument("--megabytes", type=float, metavar="M", help="so many MiB of weights stay, in --dtype")
-    size.add_argument(
-        "--layers-worth",
-        type=float,
-        metavar="K",
-        help="as many parameters as K whole layers (the AMP authors' unit)",
-    )
-    size.add_argument(
-        "--heads-ratio",
-        type=ratios,
-        metavar="R",
-        help="share of heads; one number, or one per layer: 0.1,0.2,...",
-    )
-    size.add_argument("--neurons-ratio", type=ratios, metavar="R", help="share of neurons, likewise")
+    _add_sizes(plan)
     plan.add_argument(
         "--allocation", default="uniform", metavar="NAME", help="how layers share the ratio; see `allocations`"
     )
-    plan.add_argument("--first", type=int, default=1, metavar="N", help="with protect: lowest layers left whole")
-    plan.add_argument("--last", type=int, default=1, metavar="N", help="with protect: highest layers left whole")
-    plan.add_argument("--steps", type=int, default=5, metavar="N", help="with iterative: steps")
-    plan.add_argument("--generations", type=int, default=30, metavar="N", help="with search: generations")
+    plan.add_argument("--first", type=whole(), default=1, metavar="N", help="with protect: lowest layers left whole")
+    plan.add_argument("--last", type=whole(), default=1, metavar="N", help="with protect: highest layers left whole")
+    plan.add_argument("--steps", type=whole(), default=5, metavar="N", help="with iterative: steps")
+    plan.add_argument("--generations", type=whole(), default=30, metavar="N", help="with search: generations")
     plan.add_argument(
         "--repair",
         choices=["none", "bias", "least-squares", "sequential"],
@@ -63,7 +61,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     plan.add_argument(
         "--multiple-of",
         dest="multiple",
-        type=int,
+        type=whole(1),
         default=1,
         metavar="N",
         help="with uniform, protect or angular: layers keep a multiple of N neurons (GPUs like 64 or 128)",
@@ -82,6 +80,27 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     plan.set_defaults(command=_plan)
 
 
+def _add_sizes(plan: argparse.ArgumentParser) -> None:
+    size = plan.add_argument_group("how much goes (one of)")
+    size.add_argument("--ratio", type=float, metavar="R", help="share of all the model's parameters")
+    size.add_argument("--flops", type=float, metavar="R", help="share of the FLOPs of a token")
+    size.add_argument("--parameters", type=float, metavar="N", help="so many parameters stay, e.g. 100e6")
+    size.add_argument("--megabytes", type=float, metavar="M", help="so many MiB of weights stay, in --dtype")
+    size.add_argument(
+        "--layers-worth",
+        type=float,
+        metavar="K",
+        help="as many parameters as K whole layers (the AMP authors' unit)",
+    )
+    size.add_argument(
+        "--heads-ratio",
+        type=ratios,
+        metavar="R",
+        help="share of heads; one number, or one per layer: 0.1,0.2,...",
+    )
+    size.add_argument("--neurons-ratio", type=ratios, metavar="R", help="share of neurons, likewise")
+
+
 def _score(options: argparse.Namespace, progress: ProgressBar) -> None:
     from amp_explore.folders import write_atomically
 
@@ -95,21 +114,13 @@ def _score(options: argparse.Namespace, progress: ProgressBar) -> None:
 
 
 def _plan(options: argparse.Namespace, progress: ProgressBar) -> None:
-    from amp_explore.budgets import allocation
     from amp_explore.criteria.scores import Scores
     from amp_explore.folders import write_atomically
-    from amp_explore.studies.recipe import TAKE_THEIR_TIME, Recipe, make_plan
+    from amp_explore.studies.recipe import TAKE_THEIR_TIME, make_plan
     from amp_explore.surgery import costs
     from amp_explore.surgery.repair import caveat
 
-    units = options.heads_ratio is not None or options.neurons_ratio is not None
-    sizes = ("ratio", "flops", "parameters", "megabytes", "layers_worth")
-    asked = [name for name in sizes if getattr(options, name) is not None]
-    if len(asked) + units != 1:
-        raise AmpExploreError(
-            "say how much goes by one of --ratio, --flops, --parameters, --megabytes, --layers-worth, or "
-            "--heads-ratio with --neurons-ratio"
-        )
+    asked = _asked(options)
     if options.scores and options.allocation == "iterative":
         raise AmpExploreError("small steps score anew before each step; leave out --scores")
     bench, loaded = open_model(options, progress)
@@ -118,29 +129,14 @@ def _plan(options: argparse.Namespace, progress: ProgressBar) -> None:
     measured = options.allocation in {"angular", *TAKE_THEIR_TIME}
     windows = calibration(loaded, options) if scored or measured else None
     repair = None if options.repair == "none" else bench.repair_by(loaded, options.repair, **text_of(options))
-    if units:
+    if asked is None:
         if scored:
             scores = bench.scores(loaded, windows, options.criterion, options.heads_criterion, progress=progress)
-        ranking = allocation.rank(loaded.shape, scores, options.order, options.seed)
-        layers = len(loaded.shape.layers)
-        spread = [
-            ratios * layers if len(ratios) == 1 else ratios
-            for ratios in (options.heads_ratio or [0.0], options.neurons_ratio or [0.0])
-        ]
-        plan = allocation.allocate_by_layer(ranking, *spread)
-        made_by = {"criterion": options.criterion, "order": options.order, "seed": options.seed}
-        made_by |= {"heads_ratio": options.heads_ratio, "neurons_ratio": options.neurons_ratio}
+        plan = _by_units(options, loaded.shape, scores)
     else:
-        shape, size = loaded.shape, getattr(options, asked[0])
-        ratio = {
-            "parameters": lambda: allocation.ratio_that_leaves(shape, size),
-            "megabytes": lambda: allocation.ratio_that_leaves(shape, size * 2**20 / shape.bytes_per_parameter),
-            "layers_worth": lambda: allocation.ratio_of_layers(shape, size),
-        }.get(asked[0], lambda: size)()
-        counted = "flops" if asked == ["flops"] else "parameters"
-        recipe = Recipe(ratio, counted=counted, **{name: getattr(options, name) for name in _RECIPE})
+        recipe = _recipe(options, asked, loaded.shape)
         plan = make_plan(bench, loaded, windows, recipe, scores=scores, repair=repair, progress=progress)
-        made_by = dict(plan.made_by)
+    made_by = dict(plan.made_by)
     if options.scores:
         made_by["scores"] = options.scores.name
     elif scored:
@@ -153,3 +149,45 @@ def _plan(options: argparse.Namespace, progress: ProgressBar) -> None:
     print(f"{options.out}: {heads} heads and {neurons} neurons go, {share:.2%} of all parameters")
     if repair and (said := caveat(repair.method, loaded.shape, bench.repair_windows(loaded, repair))):
         print(f"note: {said}", file=sys.stderr)
+
+
+def _asked(options: argparse.Namespace) -> str | None:
+    """Which option says how much goes; None for shares of heads and neurons."""
+    units = options.heads_ratio is not None or options.neurons_ratio is not None
+    asked = [name for name in _SIZES if getattr(options, name) is not None]
+    if len(asked) + units != 1:
+        raise AmpExploreError(
+            "say how much goes by one of --ratio, --flops, --parameters, --megabytes, --layers-worth, or "
+            "--heads-ratio with --neurons-ratio"
+        )
+    return asked[0] if asked else None
+
+
+def _by_units(options: argparse.Namespace, shape: ModelShape, scores: Scores | None) -> PruningPlan:
+    """The plan that takes these shares of heads and of neurons."""
+    from amp_explore.budgets import allocation
+
+    ranking = allocation.rank(shape, scores, options.order, options.seed)
+    spread = [
+        ratios * len(shape.layers) if len(ratios) == 1 else ratios
+        for ratios in (options.heads_ratio or [0.0], options.neurons_ratio or [0.0])
+    ]
+    named = ("criterion", "order", "seed", "heads_ratio", "neurons_ratio")
+    made_by = {name: getattr(options, name) for name in named}
+    return allocation.allocate_by_layer(ranking, *spread).described(**made_by)
+
+
+def _recipe(options: argparse.Namespace, asked: str, shape: ModelShape) -> Recipe:
+    """What the options ask for, as a share of all parameters, or of FLOPs."""
+    from amp_explore.budgets import allocation
+    from amp_explore.studies.recipe import Recipe
+
+    size = getattr(options, asked)
+    if asked == "parameters":
+        size = allocation.ratio_that_leaves(shape, size)
+    elif asked == "megabytes":
+        size = allocation.ratio_that_leaves(shape, size * 2**20 / shape.bytes_per_parameter)
+    elif asked == "layers_worth":
+        size = allocation.ratio_of_layers(shape, size)
+    counted = "flops" if asked == "flops" else "parameters"
+    return Recipe(size, counted=counted, **{name: getattr(options, name) for name in _RECIPE})

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from amp_explore.cli.options import whole
 from amp_explore.cli.terminal import ProgressBar, quiet
 from amp_explore.errors import AmpExploreError
 from amp_explore.processes import PythonModule
@@ -20,7 +21,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     fetch.set_defaults(command=_fetch)
 
     run = commands.add_parser("run", help="open the dashboard on 127.0.0.1")
-    run.add_argument("--port", type=int, default=8501)
+    run.add_argument("--port", type=whole(1, 65535), default=8501)
     run.add_argument("--no-browser", action="store_true", help="only serve")
     run.set_defaults(command=_run)
 

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+# Read when the libraries are imported, which commands do, and by processes that they start.
+_QUIET = {
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 def on(windows: dict[str, Any]) -> str:
@@ -10,31 +26,29 @@ def on(windows: dict[str, Any]) -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people: one row per figure, pruned beside dense."""
+    """The report for people: one row per figure, pruned beside dense; a figure that a side lacks is left out there."""
     rows = [("", "dense", "pruned")]
     dense, pruned = report["dense"], report["pruned"] or {}
 
-    def row(name: str, text) -> None:
-        rows.append((name, text(dense), text(pruned) if pruned else ""))
+    def row(name: str, figure: str, text: Callable[[Any], str]) -> None:
+        rows.append((name, *(text(side[figure]) if figure in side else "" for side in (dense, pruned))))
 
-    row("parameters", lambda side: f"{side['parameters']:,}")
-    row("weight bytes", lambda side: f"{side['weight_bytes']:,}")
-    row("KV-cache bytes per token", lambda side: f"{side['kv_bytes_per_token']:,}")
-    row(f"FLOPs per token, context {dense['flops_context']}", lambda side: f"{side['flops_per_token']:,}")
+    row("parameters", "parameters", "{:,}".format)
+    row("weight bytes", "weight_bytes", "{:,}".format)
+    row("KV-cache bytes per token", "kv_bytes_per_token", "{:,}".format)
+    row(f"FLOPs per token, context {dense['flops_context']}", "flops_per_token", "{:,}".format)
     if "perplexity" in dense:
-        row("perplexity", lambda side: f"{side['perplexity']['value']:.4f}")
+        row("perplexity", "perplexity", lambda found: f"{found['value']:.4f}")
         rows.append((f"  {on(dense['perplexity'])}", "", ""))
-    for task in dense.get("tasks", {}):
+    for task, result in dense.get("tasks", {}).items():
         for metric in ("acc", "acc_norm"):
-            if dense["tasks"][task][metric] is not None:
-                row(
-                    f"{task} {metric} ({dense['tasks'][task]['n']} questions)",
-                    lambda side, t=task, m=metric: _accuracy(side["tasks"][t], m),
-                )
+            if result[metric] is not None:
+                name = f"{task} {metric} ({result['n']} questions)"
+                row(name, "tasks", lambda found, t=task, m=metric: _accuracy(found[t], m) if t in found else "")
     for figure in dense.get("speed", ()):
         if figure.endswith("_tokens_per_s"):
             phase = figure.removesuffix("_tokens_per_s").replace("_", " ")
-            row(f"{phase} tokens/s (median, quartiles)", lambda side, f=figure: _speed(side["speed"][f]))
+            row(f"{phase} tokens/s (median, quartiles)", "speed", lambda found, f=figure: _speed(found[f]))
     if "speed" in dense:
         rows.append((f"  {dense['speed']['setup']}", "", ""))
     width = max(len(name) for name, *values in rows if any(values))
@@ -88,12 +102,41 @@ class ProgressBar:
             self._bar = self._showing = None
 
 
-def quiet() -> None:
-    """Keep the libraries' own progress bars and warnings off a terminal that has ours."""
-    from logging import ERROR, getLogger
+@contextmanager
+def own_words() -> Iterator[None]:
+    """While this lasts, the terminal has our words alone, and takes every one of them.
 
+    Libraries' bars, warnings and logs would stand in the middle of tables; who wants them sets the libraries' own
+    variables. Standard output that cannot encode a letter is given its number instead.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    ours = logging.StreamHandler()
+    ours.addFilter(lambda record: record.name.startswith("amp_explore") or record.levelno >= logging.ERROR)
+    logging.getLogger().addHandler(ours)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger().removeHandler(ours)
+
+
+def quiet() -> None:
+    """Switch off the bars that transformers shows whatever its variables say."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    getLogger("accelerate").setLevel(ERROR)
+
+
+def let_go_of_output() -> None:
+    """Where standard output takes no more, drop what it has not taken: Python would fail over it again at its end."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

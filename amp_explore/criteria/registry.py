@@ -40,7 +40,7 @@ from amp_explore.criteria.by_weights import (
     neurons_by_lot,
     spectrum_neurons,
 )
-from amp_explore.criteria.layer import Criterion, Evidence, layers_of
+from amp_explore.criteria.layer import Criterion, Evidence, Function, Layer, layers_of
 from amp_explore.criteria.scores import Scores
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.loading import LoadedModel
@@ -218,10 +218,10 @@ CRITERIA: dict[str, Criterion] = {
 
 def check(criterion: str, heads: str | None = None) -> None:
     """Raise `AmpExploreError` unless `score` would take these criteria."""
-    for name in filter(None, (criterion, heads)):
+    for name in (criterion,) if heads is None else (criterion, heads):
         if name not in CRITERIA:
             raise AmpExploreError(f"criterion {name!r} is not known; use one of {', '.join(CRITERIA)}")
-    if heads and CRITERIA[heads].heads is None:
+    if heads is not None and CRITERIA[heads].heads is None:
         raise AmpExploreError(f"criterion {heads!r} scores neurons alone; take another for heads, such as amp")
 
 
@@ -274,9 +274,18 @@ def score(
     with torch.inference_mode():
         for layer in layers_of(loaded, evidence):
             progress(layer.number, count, f"{CRITERIA[criterion].title}, layer {layer.number}")
-            of_heads.append(by_head(layer).float().cpu().numpy())
-            of_neurons.append(by_neuron(layer).float().cpu().numpy())
-    found = Scores(tuple(of_heads), tuple(of_neurons))
-    if not all(np.isfinite(layer).all() for layer in (*found.heads, *found.neurons)):
-        raise AmpExploreError(f"criterion {criterion!r} gives no finite score for some units; take float32 precision")
-    return found
+            of_heads.append(_finite(by_head, layer, loaded))
+            of_neurons.append(_finite(by_neuron, layer, loaded))
+    return Scores(tuple(of_heads), tuple(of_neurons))
+
+
+def _finite(criterion: Function, layer: Layer, loaded: LoadedModel) -> np.ndarray:
+    """(units,) the layer's scores. Raises `AmpExploreError` where some are not finite numbers."""
+    try:
+        values = criterion(layer).float().cpu().numpy()
+    except torch.linalg.LinAlgError:  # what has no finite solution either
+        values = np.array(np.nan)
+    if not np.isfinite(values).all():
+        remedy = "take another criterion" if loaded.dtype == "float32" else "take float32"
+        raise AmpExploreError(f"some units of layer {layer.number} have no finite score in {loaded.dtype}; {remedy}")
+    return values

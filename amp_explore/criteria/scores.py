@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from amp_explore.errors import AmpExploreError
+from amp_explore.files import regular_size
 from amp_explore.models.shapes import ModelShape
 
 
@@ -25,32 +26,43 @@ class Scores:
     def to_safetensors(self, **metadata: str) -> bytes:
         """Tensors `heads` and `neurons` (layers, units); where layers differ in width, `heads.0`, `heads.1`, ...
         instead."""
-        return save(tensors_of(heads=self.heads, neurons=self.neurons), metadata)
+        return saved(tensors_of(heads=self.heads, neurons=self.neurons), metadata)
 
     @classmethod
     def load(cls, path: str | Path, shape: ModelShape) -> Scores:
         """Read scores for the model of this shape. Raises `AmpExploreError` where they do not fit."""
         try:
+            regular_size(path)
             with safe_open(path, "pt") as file:
-                tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except Exception as error:  # a missing file, a truncated one, another format
-            raise AmpExploreError(f"{path}: cannot be read as scores ({error}); make it with `score`") from None
-        made_for = metadata.get("fingerprint", shape.fingerprint)
+                made_for = (file.metadata() or {}).get("fingerprint", shape.fingerprint)
+                found = {unit: _layers_in(file, unit, getattr(shape, unit)) for unit in ("heads", "neurons")}
+        except Exception as error:  # a missing file, a pipe, a truncated one, another format
+            reason = getattr(error, "strerror", None) or error
+            raise AmpExploreError(f"{path}: cannot be read as scores ({reason}); make it with `score`") from None
         if made_for != shape.fingerprint:
-            raise AmpExploreError(f"{path}: scores of another model (fingerprint {made_for}); score this model first")
-        fields = []
-        for name, widths in (("heads", shape.heads), ("neurons", shape.neurons)):
-            if name in tensors:
-                layers = list(torch.atleast_2d(tensors[name]))
-            else:
-                layers = [tensors.get(f"{name}.{number}") for number in range(len(widths))]
-            found = [None if layer is None else tuple(layer.shape) for layer in layers]
-            if found != [(width,) for width in widths]:
-                raise AmpExploreError(f"{path}: the {name} do not fit this model; score this model first")
-            if not all(layer.isfinite().all() for layer in layers):
-                raise AmpExploreError(f"{path}: some {name} have no finite score; score this model again")
-            fields.append(tuple(layer.float().numpy() for layer in layers))
-        return cls(*fields)
+            raise AmpExploreError(
+                f"{path}: scores of another model (fingerprint {made_for[:40]!r}); score this model first"
+            )
+        for unit, layers in found.items():
+            if layers is None:
+                raise AmpExploreError(f"{path}: the {unit} do not fit this model; score this model first")
+            if not all(np.isfinite(layer).all() for layer in layers):
+                raise AmpExploreError(f"{path}: some {unit} have no finite score; score this model again")
+        return cls(**found)
+
+
+def _layers_in(file: safe_open, unit: str, widths: Sequence[int]) -> tuple[np.ndarray, ...] | None:
+    """One array (units,) for each layer; None where the file has none that fit. Others are not read: they may be
+    large."""
+    there = set(file.keys())
+    stacked = unit in there
+    names = [unit] if stacked else [f"{unit}.{number}" for number in range(len(widths))]
+    expected = [[len(widths), widths[0]]] if stacked else [[width] for width in widths]
+    if not {*names} <= there or [file.get_slice(name).get_shape() for name in names] != expected:
+        return None
+    layers = file.get_tensor(unit) if stacked else map(file.get_tensor, names)
+    found = tuple(layer.float().numpy() for layer in layers)
+    return found if [len(layer) for layer in found] == [*widths] else None
 
 
 def tensors_of(**units: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
@@ -62,6 +74,11 @@ def tensors_of(**units: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         else:
             tensors |= {f"{name}.{number}": torch.from_numpy(layer) for number, layer in enumerate(layers)}
     return tensors
+
+
+def saved(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file. Of names that are no UTF-8, as those of files may be, the odd bytes are written out."""
+    return save(tensors, {key: text.encode(errors="backslashreplace").decode() for key, text in metadata.items()})
 
 
 def scores_by_lot(shape: ModelShape, seed: int = 0) -> Scores:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import random
 import shutil
 import tempfile
@@ -33,6 +34,7 @@ from amp_explore.errors import AmpExploreError, DataError
 from amp_explore.measure import likelihood
 from amp_explore.models.families import share
 from amp_explore.models.sharding import device_of
+from amp_explore.observe.limits import not_finite
 from amp_explore.progress import Progress, no_progress
 from amp_explore.texts.assets import question_digest, task_data
 from amp_explore.texts.from_hub import Repository
@@ -99,6 +101,7 @@ def evaluate(
 
     Raises:
         AmpExploreError: an unknown task, or a limit below 1.
+        NotFinite: what the model computes is NaN or infinite.
         AssetError: the offline data was not fetched.
         DataError: the hub could not be reached, or does not have the data.
     """
@@ -226,7 +229,10 @@ def _harness_model(
 
         def loglikelihood(self, requests, disable_tqdm=True):
             if self.scorer is None:
-                return self._by_stock("loglikelihood", requests)
+                answers = self._by_stock("loglikelihood", requests)
+                if any(math.isnan(value) for value, _ in answers):
+                    raise not_finite(model, "the model")
+                return answers
             self.done, self.total = 0, len(requests)
             answers = []
             for self.task, of_task in itertools.groupby(requests, key=lambda request: request.task_name):

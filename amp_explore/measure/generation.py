@@ -35,6 +35,7 @@ from amp_explore.models.families import (
     sliding_window,
 )
 from amp_explore.models.sharding import device_of
+from amp_explore.observe.limits import require_finite
 from amp_explore.progress import Progress, no_progress
 from amp_explore.surgery.slicing import NoAttention
 
@@ -310,12 +311,16 @@ def side_by_side(
         turn: steps until the next model's turn.
         show: called after each turn with the streams so far, the same objects each time.
         progress: called before each turn with the tokens written by all models, and their possible total.
+
+    Raises:
+        NotFinite: what a model computes is NaN or infinite.
     """
     streams = {name: Stream() for name in models}
     decoders: dict[str, Decoder] = {}
     total = new_tokens * len(models)
     for name, model in models.items():
         progress(0, total, f"preparing {name}")
+        require_finite(model, ids[None])
         decoders[name] = decoder(model, batch=1, length=len(ids) + new_tokens, mode=mode)
         decoders[name].prefill(ids[None].to(device_of(model)))  # warm-up
         decoders[name].step()

@@ -26,6 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import decoder_layers, eager_attention, family_of, share
 from amp_explore.models.sharding import device_of, suited
+from amp_explore.observe.limits import first_not_finite, not_finite
 from amp_explore.progress import Progress, no_progress
 
 # A tree takes in sequences up to this many tokens, then only those that share a quarter of theirs with the one before.
@@ -133,7 +134,7 @@ class Scorer:
 
     def __init__(self, model: PreTrainedModel, *, max_length: int, batch_tokens: int) -> None:
         self._max_length, self._batch_tokens = max_length, batch_tokens
-        self._model = share(model)
+        self._dense, self._model = model, share(model)
         self._model.get_output_embeddings().register_forward_pre_hook(self._choose)
         self._places = torch.empty(0, dtype=torch.long)
         self._layout = _Layout()
@@ -157,6 +158,7 @@ class Scorer:
 
         Raises:
             AmpExploreError: an answer alone is longer than ``max_length``.
+            NotFinite: what the model computes is NaN or infinite.
             ValueError: a context or an answer is empty.
         """
         totals = torch.zeros(len(pairs), dtype=torch.float64)
@@ -167,11 +169,20 @@ class Scorer:
             for batch in _batches(trees, self._batch_tokens):
                 progress(done, len(pairs), "log-likelihoods")
                 owners, values, hits = self._run(batch)
+                self._look_at(pairs, owners[~values.isfinite()])
                 totals.index_add_(0, owners, values.double())
                 greedy[owners[~hits]] = False
                 done += sum(tree.sequences for tree in batch)
         progress(done, len(pairs), "log-likelihoods")
         return list(zip(totals.tolist(), greedy.tolist(), strict=True))
+
+    def _look_at(self, pairs: Sequence[tuple[list[int], list[int]]], odd: torch.Tensor) -> None:
+        """Raise `NotFinite` where that is why some answers have no finite log-likelihood."""
+        if len(odd):
+            context, answer = pairs[int(odd[0])]
+            ids = torch.tensor([(context + answer)[-self._max_length - 1 : -1]])
+            if where := first_not_finite(self._dense, ids):
+                raise not_finite(self._dense, where)
 
     def _choose(self, projection: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         """(1, T, d) -> (places, d)."""

@@ -13,16 +13,17 @@ from transformers import PreTrainedModel
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.measure.boundaries import PlanBoundaries
-from amp_explore.models.families import context_of, decoder_layers, family_of, share
+from amp_explore.models.families import decoder_layers, family_of, share
 from amp_explore.models.sharding import device_of, devices, suited
 from amp_explore.observe.layerwise import Known
+from amp_explore.observe.limits import first_not_finite, not_finite, require_room
 from amp_explore.progress import Progress, no_progress
 from amp_explore.texts.calibration import TokenWindows
 
 _TOKENS = {"cuda": 16384, "else": 2048}  # that run through the layers at a time
 # Logits that exist at a time, and those that a softmax sees at a time: on a CPU, memory that is used again and cache.
 _LOGITS, _NORMALISED = {"cpu": 12 * 2**20, "else": 2**26}, {"cpu": 2**20, "else": 2**26}
-_WORST = 700.0  # nats: a ruined model may leave the range of floats, and JSON has no infinity and no NaN
+_WORST = 700.0  # nats: the loss of a ruined model may leave the range of floats, and JSON has no infinity
 
 
 def perplexity(
@@ -42,16 +43,13 @@ def perplexity(
 
     Raises:
         AmpExploreError: windows differ in length, or are longer than the model's context.
+        NotFinite: what the model computes is NaN or infinite.
     """
     if len(set(map(len, windows.ids))) > 1:
         raise AmpExploreError(
             f"{windows.data}: texts of different lengths have no common perplexity; take one that is cut into windows"
         )
-    context = context_of(model)
-    if context is not None and len(windows.ids[0]) > context:
-        raise AmpExploreError(
-            f"windows of {len(windows.ids[0])} tokens do not fit the model's context of {context}; take shorter ones"
-        )
+    require_room(model, windows)
     ids = torch.stack(windows.ids)  # (W, T)
     batch = max(1, suited(_TOKENS, device_of(model)) // ids.shape[1])
     losses: list[torch.Tensor] = []
@@ -60,9 +58,14 @@ def perplexity(
         for part, states in zip(ids.split(batch), run.known(batch), strict=False):
             part = part.to(device_of(model))  # (B, T)
             hidden = run(part, states)  # (B, T, d)
-            losses += [run.loss(window[:-1], tokens[1:]) for window, tokens in zip(hidden, part, strict=True)]
+            for window, tokens in zip(hidden, part, strict=True):
+                losses.append(run.loss(window[:-1], tokens[1:]))
+                if losses[-1].isfinite():
+                    continue
+                if (where := first_not_finite(model, tokens[None])) or losses[-1].isnan():
+                    raise not_finite(model, where or "the loss")
         run.finish()
-    per_window = torch.stack(losses).nan_to_num(nan=_WORST, posinf=_WORST)
+    per_window = torch.stack(losses).nan_to_num(posinf=_WORST)
     mean = per_window.mean().item()
     return {
         "value": math.exp(min(mean, _WORST)),

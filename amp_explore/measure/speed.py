@@ -25,8 +25,10 @@ from amp_explore.errors import AmpExploreError, TooLarge
 from amp_explore.measure.generation import EagerDecoder, Mode, decoder, modes_on
 from amp_explore.measure.roofline import synchronize
 from amp_explore.models.families import context_of
-from amp_explore.models.sharding import device_of, devices
+from amp_explore.models.sharding import device_of, devices, memory
+from amp_explore.observe.limits import require_finite
 from amp_explore.progress import Progress, no_progress
+from amp_explore.surgery.costs import costs_of_model
 
 FIGURES = ("prefill_tokens_per_s", "decode_tokens_per_s", "eager_decode_tokens_per_s")
 """What is measured; the last one only where asked, and where decoding does not run eagerly anyway."""
@@ -67,15 +69,19 @@ def measure(
     Raises:
         AmpExploreError: a number is too small, the mode is not to be had on the device, or prompt and new tokens
             exceed a model's context.
+        NotFinite: what a model computes is NaN or infinite.
         TooLarge: the KV caches do not fit into the device's memory.
     """
     _check(models, batch=batch, prompt=prompt, new_tokens=new_tokens, repeats=repeats, warmup=warmup)
     device = device_of(next(iter(models.values())))
+    _require_memory(models, batch, prompt, new_tokens)
     mode = _mode_on(device, mode)
     vocabulary = min(model.get_input_embeddings().num_embeddings for model in models.values())
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(vocabulary, (batch, prompt), generator=generator)  # (B, T)
 
+    for model in models.values():
+        require_finite(model, ids[:1])
     names = list(models)
     orders = (names, names[::-1])
     turns = [(number, name) for number in range(-warmup, repeats) for name in orders[number % 2]]
@@ -87,9 +93,7 @@ def measure(
         try:
             taken, modes[name] = _turn(models[name], ids, new_tokens, mode, eager)
         except torch.OutOfMemoryError:
-            raise TooLarge(
-                f"batch {batch} with {prompt + new_tokens} tokens does not fit into the memory of {device}; take less"
-            ) from None
+            raise _too_large(batch, prompt + new_tokens, device) from None
         if number >= 0:
             seconds[name].append(taken)
     progress(len(turns), len(turns), "done")
@@ -207,6 +211,21 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _require_memory(models: Mapping[str, PreTrainedModel], batch: int, prompt: int, new_tokens: int) -> None:
+    """Raise `TooLarge` where keys, values and hidden states alone are more than main memory has room for. A GPU says so
+    itself; a machine whose main memory runs out ends whatever it likes."""
+    for model in models.values():
+        hidden = prompt * model.config.get_text_config().hidden_size * model.dtype.itemsize
+        cached = (prompt + new_tokens) * costs_of_model(model).kv_bytes_per_token
+        device = device_of(model)
+        if device.type == "cpu" and batch * (hidden + cached) > memory(device)[0]:
+            raise _too_large(batch, prompt + new_tokens, device)
+
+
+def _too_large(batch: int, tokens: int, device: torch.device) -> TooLarge:
+    return TooLarge(f"batch {batch} with {tokens} tokens does not fit into the memory of {device}; take less")
 
 
 def _check(models: Mapping[str, PreTrainedModel], *, warmup: int, **at_least_one: int) -> None:

@@ -17,6 +17,7 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import LayerParts, as_linear, decoder_layers, inputs_of, layer_parts, share
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.sharding import refuse_spread
+from amp_explore.observe.limits import first_not_finite, not_finite, require_finite_layers, require_room
 from amp_explore.observe.statistics import add_to
 from amp_explore.progress import Progress, no_progress
 from amp_explore.texts.calibration import TokenWindows
@@ -51,8 +52,11 @@ def collect(loaded: LoadedModel, windows: TokenWindows, *, progress: Progress = 
     """Run the dense model forwards and backwards over the windows, one at a time. `progress` may cancel before each.
 
     Raises:
-        AmpExploreError: weights are spread over devices or offloaded, or no window has two tokens.
+        AmpExploreError: weights are spread over devices or offloaded, no window has two tokens, or one is longer than
+            the model's context.
+        NotFinite: what the model computes is NaN or infinite.
     """
+    require_room(loaded.model, windows)
     refuse_spread(loaded.model, "gradients need", "take a criterion that needs none")
     usable = [ids for ids in windows.ids if len(ids) > 1]
     if not usable:
@@ -64,9 +68,14 @@ def collect(loaded: LoadedModel, windows: TokenWindows, *, progress: Progress = 
             progress(number, len(usable), "gradients")
             ids = ids.to(loaded.device)
             logits = model(ids[None], use_cache=False).logits[0]  # (T, V)
-            F.cross_entropy(logits[:-1].float(), ids[1:]).backward()
+            loss = F.cross_entropy(logits[:-1].float(), ids[1:])
+            if not loss.isfinite():
+                raise not_finite(loaded.model, first_not_finite(loaded.model, ids[None]) or "the loss")
+            loss.backward()
     progress(len(usable), len(usable), "gradients")
-    return tuple(LayerGradients(**layer.means(len(usable))) for layer in sums)
+    found = tuple(LayerGradients(**layer.means(len(usable))) for layer in sums)
+    require_finite_layers(loaded.model, found, "the gradient in layer")
+    return found
 
 
 def _trainable_copy(loaded: LoadedModel) -> nn.Module:

@@ -24,6 +24,7 @@ from amp_explore.models.families import Family, decoder_layers, head_slices, lay
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.shapes import ModelShape
 from amp_explore.models.sharding import is_spread, memory, suited
+from amp_explore.observe.limits import require_finite_layers, require_room
 from amp_explore.progress import Progress, no_progress
 from amp_explore.texts.calibration import TokenWindows
 
@@ -99,7 +100,12 @@ def gram_bytes(shape: ModelShape) -> int:
 
 def collect(loaded: LoadedModel, windows: TokenWindows, *, progress: Progress = no_progress) -> ActivationStatistics:
     """Run the dense model once over the windows. `progress` counts layers, of every batch, and may cancel before
-    each."""
+    each.
+
+    Raises:
+        AmpExploreError: windows are longer than the model's context.
+        NotFinite: what the model computes is NaN or infinite.
+    """
     return _collect(loaded, windows, False, progress)[0]
 
 
@@ -109,7 +115,7 @@ def collect_with_grams(
     """As `collect`, and the Gram matrices from the same pass.
 
     Raises:
-        AmpExploreError: there is no memory for them, or there are fewer than two windows.
+        AmpExploreError: there is no memory for them, or there are fewer than two windows; and as for `collect`.
     """
     needed = gram_bytes(loaded.shape)
     # They are summed up where the layers compute, and come to main memory all together.
@@ -126,6 +132,7 @@ def collect_with_grams(
 def _collect(
     loaded: LoadedModel, windows: TokenWindows, grams: bool, progress: Progress
 ) -> tuple[ActivationStatistics, tuple[LayerGrams, ...]]:
+    require_room(loaded.model, windows)
     tokens = batch_tokens(loaded.device)
     fitted, held_out = split_windows(windows) if grams else (windows.ids, ())
     batches = [(False, *batch) for batch in _batches(fitted, tokens)]
@@ -136,10 +143,11 @@ def _collect(
             sums.add(ids.to(loaded.device), attended.to(loaded.device), held)
     progress(sums.steps, sums.steps, "scoring")
     prompts, both = len(windows.ids), (sum(map(len, fitted)), sum(map(len, held_out)))
-    return (
-        tuple(_averages(layer, prompts, windows.tokens) for layer in sums.layers),
-        tuple(_gram_averages(layer, *both) for layer in sums.layers) if grams else (),
-    )
+    layers = tuple(_averages(layer, prompts, windows.tokens) for layer in sums.layers)
+    products = tuple(_gram_averages(layer, *both) for layer in sums.layers) if grams else ()
+    require_finite_layers(loaded.model, layers)
+    require_finite_layers(loaded.model, products)
+    return layers, products
 
 
 def split_windows(windows: TokenWindows) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
@@ -221,7 +229,8 @@ class _Sums:
             cosine = torch.cosine_similarity(entered, left.to(entered.device), -1).float().clamp(-1, 1)  # (B, T)
             power = entered.float().square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)  # (B, T)
             attended = self.attended.to(cosine.device)
-            add_to(sums, angle=cosine[attended].arccos().sum() / torch.pi, inverse_power=(1 / power[attended]).sum())
+            inverse = (1 / power[attended]).sum().clamp(max=torch.finfo(torch.float32).max)  # states may be zero
+            add_to(sums, angle=cosine[attended].arccos().sum() / torch.pi, inverse_power=inverse)
 
         return add
 

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors.torch import save
 
-from amp_explore.criteria.scores import tensors_of
+from amp_explore.criteria.scores import saved, tensors_of
 from amp_explore.errors import AmpExploreError
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.shapes import ModelShape
@@ -43,7 +42,7 @@ class AblationMap:
         """Tensors `heads` (layers, heads) and, if there are blocks, `neurons` (layers, blocks); where layers differ in
         width `heads.0`, `heads.1`, ... instead."""
         blocks = {"neurons": self.neurons} if any(map(len, self.neurons)) else {}
-        return save(tensors_of(heads=self.heads, **blocks), metadata)
+        return saved(tensors_of(heads=self.heads, **blocks), metadata)
 
 
 def ablations(shape: ModelShape, block: int | None = None) -> list[tuple[Unit, int, int, PruningPlan]]:

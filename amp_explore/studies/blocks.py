@@ -23,6 +23,7 @@ from amp_explore.models.families import decoder_layers
 from amp_explore.models.loading import LoadedModel
 from amp_explore.models.sharding import refuse_spread
 from amp_explore.observe.layerwise import OneLayer, entering, even_batches
+from amp_explore.observe.limits import require_finite_layers, require_room
 from amp_explore.plan import PruningPlan, Repair, Unit
 from amp_explore.progress import Progress, no_progress
 from amp_explore.studies.search import quick
@@ -56,9 +57,11 @@ def influences(
     memory for one layer at a time; `progress` may cancel before each.
 
     Raises:
-        AmpExploreError: weights are spread over devices or offloaded.
+        AmpExploreError: weights are spread over devices or offloaded, or windows are longer than the model's context.
+        NotFinite: what the model computes is NaN or infinite.
     """
     refuse_spread(loaded.model, "1 - cos of blocks needs", "take another budget")
+    require_room(loaded.model, windows)
     empty, found = PruningPlan.empty(loaded.shape), []
     with torch.inference_mode():
         states = [entering(loaded, 0, ids) for ids in even_batches(windows.ids, loaded.device)]
@@ -73,6 +76,7 @@ def influences(
                 after.append(last)
             states = after
             found.append(Influence(*(sums / windows.tokens)))
+    require_finite_layers(loaded.model, found)
     return tuple(found)
 
 

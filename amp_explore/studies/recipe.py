@@ -141,9 +141,14 @@ class Recipe:
             raise AmpExploreError(
                 f"{asked} are not for the allocation {self.allocation!r}; take one of {', '.join(sorted(SHARING))}"
             )
+        if not 0 <= self.ratio <= 1:  # also refuses NaN
+            raise AmpExploreError(f"ratio must be between 0 and 1, not {self.ratio}")
         for name in ("steps", "generations"):
             if getattr(self, name) < 1:
                 raise AmpExploreError(f"{getattr(self, name)} {name} are none; give 1 or more")
+        for name, least in (("multiple", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise AmpExploreError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -32,6 +32,7 @@ from amp_explore.models.loading import LoadedModel
 from amp_explore.models.shapes import ModelShape
 from amp_explore.models.sharding import refuse_spread
 from amp_explore.observe.layerwise import OneLayer, entering, even_batches, input_of
+from amp_explore.observe.limits import not_finite, require_room
 from amp_explore.observe.statistics import split_windows
 from amp_explore.plan import PruningPlan, RepairMethod
 from amp_explore.progress import Progress, no_progress
@@ -92,7 +93,7 @@ def ridge_fit(
     gram, cross, cross_held_out = gram.double(), cross.double(), cross_held_out.double()
     gram_held_out = gram_held_out.double()
     scale = gram.diagonal().mean()
-    if not scale > 0 or not torch.isfinite(scale):  # a block that nothing enters has nothing to fit
+    if not scale > 0:  # a block that nothing enters has nothing to fit
         return best, chosen, least
     for ridge in RIDGES:
         factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale * torch.eye(len(gram), device=gram.device))
@@ -170,9 +171,12 @@ def fit_sequentially(
     `progress` counts batches through layers and may cancel before each.
 
     Raises:
-        AmpExploreError: weights are spread over devices or offloaded, or there are fewer than two windows.
+        AmpExploreError: weights are spread over devices or offloaded, there are fewer than two windows, or they are
+            longer than the model's context.
+        NotFinite: what the dense model or the repaired one computes is NaN or infinite.
     """
     refuse_spread(loaded.model, "a repair needs", "leave the plan unrepaired")
+    require_room(loaded.model, windows)
     layers = plan.changed_layers
     nothing = {"attention": torch.empty(0), "mlp": torch.empty(0)}
     fits = [Fit(**nothing) for _ in plan.heads]
@@ -202,6 +206,8 @@ def fit_sequentially(
                 sums = (_Sums(), _Sums())  # of the windows to fit on, and of those held out
                 for (held_out, _), states, target in zip(batches, counted(ours), targets, strict=True):
                     sums[held_out].add(*left.lacks(block, states, target))
+                if not all(each.are_finite() for each in sums):
+                    raise not_finite(loaded.model, f"layer {number}")
                 change, _, _ = ridge_fit(sums[0].cross, sums[0].gram, sums[1].cross, sums[1].gram)
                 set_weight(projection, weight_of(projection).double() + change)
             ours = [left(states).leaves for states in counted(ours)]
@@ -273,6 +279,9 @@ class _Sums:
     def add(self, missing: torch.Tensor, inputs: torch.Tensor) -> None:
         self.cross = self.cross + (missing.T @ inputs).double()
         self.gram = self.gram + (inputs.T @ inputs).double()
+
+    def are_finite(self) -> bool:
+        return bool(self.cross.isfinite().all() and self.gram.isfinite().all())
 
 
 def _projections(layer: nn.Module, loaded: LoadedModel) -> Iterator[tuple[str, nn.Module]]:

@@ -198,7 +198,9 @@ class Scoring:
 
 def repair_of(loaded: LoadedModel, method: RepairMethod, calibration: Calibration) -> Repair:
     """A repair fitted on the calibration windows."""
-    return Repair(method, windows_of(loaded, calibration).digest, **asdict(_within(loaded, calibration)))
+    windows = windows_of(loaded, calibration)
+    workbench().know(loaded, windows)
+    return Repair(method, windows.digest, **asdict(_within(loaded, calibration)))
 
 
 def windows_of(loaded: LoadedModel, calibration: Calibration) -> TokenWindows:

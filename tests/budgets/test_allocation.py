@@ -237,3 +237,9 @@ def test_the_random_control_draws_other_units():
     plan = allocate_by_unit(rank(SMALL, scores_of(SMALL)), 0.5, 0.5)
     assert len({plan.digest, random_like(plan, 0).digest, random_like(plan, 1).digest}) == 3
     assert random_like(plan, 1).made_by["control_of"] == plan.digest
+
+
+def test_nothing_is_drawn_by_a_negative_seed():
+    for draw in (lambda: rank(SMALL, None, "random", -1), lambda: random_like(PruningPlan.empty(SMALL), -1)):
+        with pytest.raises(AmpExploreError, match="seed must be at least 0, not -1"):
+            draw()

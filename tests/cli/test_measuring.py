@@ -16,6 +16,7 @@ from tiny import HEADS, LAYERS, NEURONS, tiny
 
 from amp_explore.measure.perplexity import perplexity
 from amp_explore.plan import REPAIRS, PruningPlan
+from amp_explore.surgery.costs import costs_of_plan
 from amp_explore.surgery.masking import mask
 
 
@@ -79,7 +80,7 @@ def test_a_repaired_plan_measures_the_same_in_another_process_with_another_cache
     found = []
     for cache in ("one", "two"):
         monkeypatch.setenv("AMP_EXPLORE_CACHE", str(place / cache))
-        good(f"{MEASURE} --plan plan.json --perplexity --json {cache}.json")
+        good(f"{MEASURE} --plan plan.json --perplexity --repair-text text.txt --json {cache}.json")
         found.append(json.loads(Path(f"{cache}.json").read_text()))
     values = [each["pruned"]["perplexity"]["value"] for each in found]
     assert values[0] == values[1] and found[0]["plan"]["repair"]["method"] == method
@@ -89,14 +90,32 @@ def test_a_repaired_plan_measures_the_same_in_another_process_with_another_cache
     assert json.loads(Path("plain.json").read_text())["pruned"]["perplexity"]["value"] != values[0]
 
 
-def test_a_repair_on_text_that_is_not_here_is_refused(good, run, place):
+def test_a_repair_on_a_file_waits_for_the_person_to_give_it(good, run, place):
     good(f"{PLAN} --ratio 0.3 --repair bias --out plan.json")
     document = json.loads(Path("plan.json").read_text())
+    assert document["repair"]["text"] == "text.txt", "the name, and nobody's folders"
     (place / "other.txt").write_text(TEXT[::-1])
-    document["repair"]["text"] = str(place / "other.txt")
-    Path("plan.json").write_text(json.dumps(document))
-    code, _, errors = run(f"{MEASURE} --plan plan.json --perplexity")
+    os.mkfifo("pipe")
+    measure = f"{MEASURE} --plan plan.json --perplexity"
+    for named in ("text.txt", str(place / "text.txt"), "/dev/zero", str(place / "pipe"), "C:\\texts\\a\0b"):
+        Path("plan.json").write_text(json.dumps(document | {"repair": document["repair"] | {"text": named}}))
+        code, _, errors = run(measure)
+        assert code == 1 and "--repair-text" in errors and errors.count("\n") == 1
+    assert run(f"{measure} --repair-text text.txt")[0] == 0
+    code, _, errors = run(f"{measure} --repair-text other.txt")
     assert code == 1 and "was repaired on other text" in errors
+    Path("plan.json").write_text(json.dumps(document | {"repair": None}))
+    code, _, errors = run(f"{measure} --repair-text text.txt")
+    assert code == 1 and "leave it out" in errors
+
+
+def test_counts_need_no_repair(good):
+    """They follow from the plan, whose text is not even asked for."""
+    good(f"{PLAN} --ratio 0.3 --repair bias --out plan.json")
+    report = report_of(good, f"{MEASURE} --plan plan.json")
+    plan = load_plan("plan.json")
+    assert report["pruned"] == costs_of_plan(plan).as_dict()
+    assert report["pruned"]["parameters"] > costs_of_plan(plan.repaired(None)).parameters, "biases came in"
 
 
 def test_ablate_writes_the_rise_of_the_loss_of_every_head(good):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lines import MEASURE, PLAN, SCORE
+from lines import MEASURE, PLAN, SCORE, TEXT
 from safetensors.torch import save_file
 from tiny import tiny
 
+from amp_explore import cli
 from amp_explore.plan import PruningPlan
 
 
@@ -31,6 +32,10 @@ def bad_files(place):
     Path("pickled/config.json").write_text('{"model_type": "llama"}')
     Path("pickled/pytorch_model.bin").touch()
     Path("nonsense.gguf").write_bytes(b"nonsense" * 9)
+    os.mkfifo("pipe")
+    Path("endless").symlink_to("/dev/zero")
+    Path("circle").symlink_to("circle")
+    Path("deep.json").write_text("[" * 10**6)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +49,7 @@ def bad_files(place):
         ("score --model model --device none --out x", "device 'none' is not usable here"),
         ("score --model model --out x", "run `python -m amp_explore fetch`"),
         (f"{SCORE} --text none.txt --out x", "cannot read the text none.txt"),
-        (f"{SCORE} --text empty.txt --out x", "0 tokens, fewer than one window"),
+        (f"{SCORE} --text empty.txt --out x", "there is no token in the text"),
         (f"{SCORE} --text latin.txt --out x", "not UTF-8"),
         (f"{SCORE} --window 2000 --out x", "use a longer text or shorter windows"),
         (f"{SCORE} --window 1 --out x", "window must be at least 2"),
@@ -67,6 +72,26 @@ def bad_files(place):
         (f"{PLAN} --ratio 0.2 --scores none.safetensors --out x", "none.safetensors: cannot be read as scores"),
         (f"{PLAN} --ratio 0.2 --scores text.txt --out x", "text.txt: cannot be read as scores"),
         (f"{PLAN} --ratio 0.2 --scores wide.safetensors --out x", "the neurons do not fit this model"),
+        (f"{PLAN} --ratio 0.2 --scores pipe --out x", "pipe: cannot be read as scores (a folder, a pipe or a device"),
+        (f"{PLAN} --ratio 0.2 --scores endless --out x", "endless: cannot be read as scores"),
+        (f"{PLAN} --ratio 0.2 --scores model/model.safetensors --out x", "the heads do not fit this model"),
+        (f"{PLAN} --ratio nan --allocation blocks --out x", "ratio must be between 0 and 1, not nan"),
+        (f"{PLAN} --ratio inf --allocation search --out x", "ratio must be between 0 and 1, not inf"),
+        (f"{PLAN} --flops nan --out x", "must be between 0 and 1, not nan"),
+        (f"{PLAN} --parameters nan --out x", "nan cannot be left"),
+        (f"{PLAN} --layers-worth inf --out x", "must be between 0 and 1, not inf"),
+        (f"{PLAN} --ratio 0.2 --criterion= --out x", "criterion '' is not known"),
+        (f"{PLAN} --ratio 0.2 --allocation iterative --steps 0 --out x", "0 steps are none"),
+        (f"{PLAN} --ratio 0.2 --allocation search --generations -1 --out x", "-1 generations are none"),
+        (f"{PLAN} --ratio 0.2 --allocation protect --first -1 --out x", "cannot be protected"),
+        (f"{MEASURE} --plan pipe", "cannot read the plan pipe: a folder, a pipe or a device"),
+        (f"{MEASURE} --plan endless", "cannot read the plan endless: a folder, a pipe or a device"),
+        (f"{MEASURE} --plan circle", "cannot read the plan circle: Too many levels of symbolic links"),
+        (f"{MEASURE} --plan deep.json", "deep.json: not a plan"),
+        (f"{MEASURE} --plan model/model.safetensors", "model/model.safetensors: not a plan"),
+        (f"{MEASURE} --speed --batch 99999999999", "batch 99999999999 with 160 tokens does not fit into the memory"),
+        (f"{MEASURE} --speed --prompt 9999", "do not fit the dense model's context of 1024"),
+        (f"{MEASURE} --perplexity --repair-text text.txt", "leave it out here"),
         (f"{MEASURE} --plan none.json", "cannot read the plan none.json"),
         (f"{MEASURE} --plan broken.json", "broken.json: not a plan"),
         (f"{MEASURE} --plan other.json", "made for other weights"),
@@ -101,6 +126,21 @@ def test_a_mistake_is_told_in_one_line_and_leaves_no_file(run, bad_files, line, 
         ("measure --model model --bos sometimes", "--bos"),
         ("measure --model model --unheard-of", "--unheard-of"),
         ("run --port web", "--port"),
+        ("run --port 99999", "--port: 99999 is not between 1 and 65535"),
+        (f"{SCORE} --seed -1 --out x", "--seed: -1 is not between 0 and"),
+        (f"{PLAN} --ratio 0.2 --order random --seed -5 --out x", "--seed: -5"),
+        (f"{PLAN} --ratio 0.2 --allocation search --seed -5 --out x", "--seed: -5"),
+        (f"{PLAN} --ratio 0.2 --seed {10**30} --out x", "--seed: 1000"),
+        (f"{PLAN} --ratio 0.2 --multiple-of 0 --out x", "--multiple-of: 0"),
+        (f"{PLAN} --heads-ratio , --out x", "--heads-ratio"),
+        (f"{SCORE} --windows {10**30} --out x", "--windows: 1000"),
+        (f"{SCORE} --windows many --out x", "--windows: 'many' is no whole number"),
+        (f"{MEASURE} --speed --batch 0", "--batch: 0"),
+        (f"{MEASURE} --speed --prompt 0", "--prompt: 0"),
+        (f"{MEASURE} --speed --new-tokens -1", "--new-tokens: -1"),
+        (f"{MEASURE} --speed --repeats 0", "--repeats: 0"),
+        (f"{MEASURE} --tasks ,", "--tasks: give one name at least"),
+        ("ablate --model model --block 0 --out x", "--block: 0"),
     ],
 )
 def test_a_wrong_option_is_told_in_one_line(run, line, message):
@@ -108,6 +148,20 @@ def test_a_wrong_option_is_told_in_one_line(run, line, message):
     assert (code, output) == (2, "")
     assert errors.startswith("error: ") and errors.count("\n") == 1
     assert message in errors and "--help" in errors and "_" not in errors.replace("amp_explore", "")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.txt", "a text with ± and 文.txt".encode()])
+def test_names_of_files_may_be_any_bytes(place, capsys, name):
+    name = os.fsdecode(name)
+    (place / name).write_text(TEXT)
+    text, short = ["--text", name], ["--window", "16", "--windows", "4"]
+    model = ["--model", "model", "--device", "cpu"]
+    for arguments in (
+        ["score", *model, *text, *short, "--out", f"{name}.safetensors"],
+        ["plan", *model, *text, *short, "--ratio", "0.2", "--repair", "bias", "--out", f"{name}.json"],
+        ["measure", *model, *text, *short, "--perplexity", "--plan", f"{name}.json", "--repair-text", name],
+    ):
+        assert (cli.main(arguments), capsys.readouterr().err) == (0, "")
 
 
 def test_an_unknown_criterion_is_refused_before_the_work(run, place):

@@ -13,9 +13,8 @@ import torch
 from kept import made_up, open_folder, read_only, refuse, same
 from tiny import LAYERS, random_plan, tiny, tokens
 
-from amp_explore import workbench
 from amp_explore.errors import AmpExploreError, CacheError, PlanError
-from amp_explore.keeping import database
+from amp_explore.keeping import database, in_memory
 from amp_explore.keeping.store import Store
 from amp_explore.models.families import decoder_layers
 from amp_explore.models.loading import from_model
@@ -216,7 +215,7 @@ def test_what_a_result_depends_on_is_in_its_key(tmp_path, change):
 
 
 def test_layers_sliced_alike_are_used_again_and_the_longest_unused_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(workbench, "_SLICED_KEPT", 1)
+    monkeypatch.setattr(in_memory, "_SLICED_KEPT", 1)
     bench, loaded = Workbench(Store(tmp_path)), tiny("llama")
     plan = random_plan(loaded, 1, extreme=False)
     neuron = int(plan.neurons[2].argmin())  # one that stays

@@ -49,7 +49,9 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.keeping.store import Store
 from amp_explore.measure import commonsense
 from amp_explore.measure.commonsense import TASKS, evaluate
+from amp_explore.models.families import decoder_layers
 from amp_explore.models.loading import load
+from amp_explore.observe.limits import NotFinite
 from amp_explore.plan import PruningPlan
 from amp_explore.progress import Cancelled, no_progress
 from amp_explore.seals import seal
@@ -340,6 +342,15 @@ def test_a_sliced_model_scores_like_the_masked_one(made_up, characters, family, 
     numbers = evaluate(slice_model(loaded, plan), characters, ("piqa", "hellaswag"))
     assert numbers == evaluate(mask(loaded, plan), characters, ("piqa", "hellaswag"))
     assert {task["evaluator"] for task in numbers.values()} == {evaluator}
+
+
+@pytest.mark.parametrize(("family", "where"), [("llama", "layer 2"), ("falcon-grouped", "the model")])
+def test_answers_that_are_no_numbers_are_no_accuracy(made_up, characters, family, where):
+    model = copy.deepcopy(tiny(family).model)
+    for parameter in decoder_layers(model)[2].parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(NotFinite, match=f"^{where} gives NaN or infinity in float32"):
+        evaluate(model, characters, ("piqa",), limit=2)
 
 
 def test_limit_and_standard_errors(made_up, characters):

@@ -89,7 +89,7 @@ def test_a_result_says_what_it_was_measured_on():
     }
 
 
-@pytest.mark.parametrize("factor", [1e3, 1e30, float("inf")])
+@pytest.mark.parametrize("factor", [1e3, 1e30, 1e37])
 def test_the_result_of_a_ruined_model_is_still_json(factor):
     loaded = tiny("llama-biases")  # its vocabulary projection is its own
     weight = loaded.model.lm_head.weight

@@ -206,6 +206,10 @@ def test_what_is_gone_goes_first():
         (Recipe(0.1, allocation="iterative", order="reversed"), "lowest scores first"),
         (Recipe(0.1, allocation="global", order="random"), "no scores"),
         (Recipe(1.5), "between 0 and 1"),
+        (Recipe(float("nan"), allocation="blocks"), "between 0 and 1, not nan"),
+        (Recipe(0.1, multiple=0), "multiple must be at least 1, not 0"),
+        (Recipe(0.1, order="random", seed=-5), "seed must be at least 0, not -5"),
+        (Recipe(0.1, allocation="search", seed=-5), "seed must be at least 0, not -5"),
     ],
 )
 def test_recipes_that_do_not_work_are_refused(recipe, says, bench):

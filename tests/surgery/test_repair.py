@@ -204,7 +204,7 @@ def test_one_window_is_too_little_for_all_but_a_bias():
 
 def test_other_text_than_the_plan_names_is_refused(tmp_path, monkeypatch):
     bench, loaded = Workbench(Store(tmp_path)), tiny("llama")
-    monkeypatch.setattr("amp_explore.workbench.calibration_windows", lambda *_, **__: WINDOWS)
+    monkeypatch.setattr("amp_explore.surgery.repair_texts.calibration_windows", lambda *_, **__: WINDOWS)
     plan = random_plan(loaded, 1).repaired(Repair("bias", "0" * 16))
     with pytest.raises(PlanError, match="repaired on other text"):
         bench.sliced(loaded, plan)
