@@ -48,6 +48,7 @@ LIVE_WINDOWS = 1
 """Windows of 512 tokens that the dashboard measures perplexity on after each edit, unless asked otherwise."""
 
 _SLICED_KEPT = 2  # models' worth of sliced layers
+_TEXTS_KEPT = 16  # of each model, for repairs
 
 
 class _Kept:
@@ -56,6 +57,7 @@ class _Kept:
 
     def __init__(self, layers: int) -> None:
         self.boundaries = Boundaries()
+        self.texts: OrderedDict[str, TokenWindows] = OrderedDict()  # by digest
         self._layers: OrderedDict[tuple, nn.Module] = OrderedDict()
         self._limit = _SLICED_KEPT * layers
         self._lock = threading.Lock()
@@ -227,8 +229,23 @@ class Workbench:
             text["text"] = str(Path(text["text"]).resolve())  # the plan may be measured from elsewhere
         return Repair(method, digest, **text)
 
+    def know(self, loaded: LoadedModel, windows: TokenWindows) -> None:
+        """Keep windows for the repairs that name them, which then need not read the text."""
+        texts = self._kept_of(loaded).texts
+        with self._lock:
+            texts[windows.digest] = windows
+            texts.move_to_end(windows.digest)
+            while len(texts) > _TEXTS_KEPT:
+                texts.popitem(last=False)
+
+    def knows(self, loaded: LoadedModel, repair: Repair) -> bool:
+        """Whether `repair_windows` will answer without reading anything."""
+        return repair.digest in self._kept_of(loaded).texts
+
     def repair_windows(self, loaded: LoadedModel, repair: Repair) -> TokenWindows:
         """The windows that a repair is fitted on. Raises `PlanError` where they are not the ones it names."""
+        if (known := self._kept_of(loaded).texts.get(repair.digest)) is not None:
+            return known
         text = {name: value for name, value in vars(repair).items() if name not in ("method", "digest")}
         windows = calibration_windows(loaded.tokenizer, text.pop("source"), **text)
         if windows.digest != repair.digest:
@@ -236,6 +253,7 @@ class Workbench:
                 f"the plan was repaired on other text than {windows.data} is here (digest {repair.digest}, here "
                 f"{windows.digest}); bring that text, or set the plan's repair to null"
             )
+        self.know(loaded, windows)
         return windows
 
     def _kept_of(self, loaded: LoadedModel) -> _Kept:

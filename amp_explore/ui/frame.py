@@ -1,14 +1,19 @@
-"""What every page begins with: page settings, the sidebar, a loaded model, messages and the plan's vitals."""
+"""What stands around every page: page settings, the sidebar, a loaded model, messages and the plan's vitals."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import streamlit as st
 from transformers.utils import logging as transformers_logging
 
-from amp_explore.ui.jobs import long_jobs, show_long_jobs
+from amp_explore.ui.door import door
+from amp_explore.ui.jobs import long_jobs, show_long_jobs, tell_of_stopped_jobs
 from amp_explore.ui.model_choice import load_chosen, model_picker
 from amp_explore.ui.plan_files import plan_files
 from amp_explore.ui.session import Session, session
+from amp_explore.ui.text import literal
 from amp_explore.ui.vitals import show_vitals
 
 PAGES = (
@@ -28,18 +33,48 @@ _STYLE = """<style>
 </style>"""
 
 
-def open_page(title: str) -> Session:
-    """Draw the shell around the page and return the session, its model loaded.
+def server_warnings() -> list[str]:
+    """What everybody on this server must know before they trust a number, one plain text each."""
+    return []
 
-    Stops the script while the model loads.
+
+@contextmanager
+def open_page(title: str) -> Iterator[Session]:
+    """The frame around a page: `with open_page("Speed") as state:` draws it and gives the session, its model loaded.
+
+    The script stops here while the model loads. Whatever goes wrong in here or inside becomes one message; notices are
+    drawn when the page is done, so that those of this very run are among them.
     """
     st.set_page_config(page_title=f"{title} · AMP Explore", page_icon="✂️", layout="wide")
     transformers_logging.disable_progress_bar()
     st.html(_STYLE)
-    state = session()
-    if state.page != title:
-        state.page = title
-        state.clicks.clear()
+    with door():
+        state = session()
+        if state.page != title:
+            state.page = title
+            state.clicks.clear()
+        vitals, files = _sidebar(state)
+        st.title(title)
+        notices = st.container()
+        try:
+            load_chosen(state)
+            _above(state)
+            with vitals:
+                show_vitals(state)
+                if long_jobs():
+                    show_long_jobs()
+            with files, st.expander("Plan file", icon=":material/description:"):
+                plan_files(state)
+            state.mirror()
+            yield state
+        finally:  # also where the script stops, or starts over
+            state.rest()
+            with notices:
+                _notices(state)
+
+
+def _sidebar(state: Session) -> tuple[st.delta_generator.DeltaGenerator, st.delta_generator.DeltaGenerator]:
+    """Draw the navigation and the model picker; returns the places for the plan's vitals and for its file."""
     with st.sidebar:
         st.markdown("### :material/content_cut: AMP Explore")
         for path, label, icon in PAGES:
@@ -47,38 +82,30 @@ def open_page(title: str) -> Session:
         st.divider()
         vitals = st.container()
         model_picker(state)
-        files = st.container()
-    st.title(title)
-    notices = st.container()
-    try:
-        load_chosen(state)
-    finally:  # also when the script stops there, or starts over: a message must not wait for the next model
-        with notices:
-            _notices(state)
+        return vitals, st.container()
+
+
+def _above(state: Session) -> None:
+    """What stands above every page's own part."""
+    for warning in server_warnings():
+        st.warning(literal(warning), icon=":material/warning:")
     if state.loaded.random:
         st.warning(
             "Random weights: speed, memory and counts are real; scores, perplexity and answers mean nothing.",
             icon=":material/casino:",
         )
-    with vitals:
-        show_vitals(state)
-        if long_jobs():
-            show_long_jobs()
-    with files, st.expander("Plan file", icon=":material/description:"):
-        plan_files(state)
-    state.mirror()
-    return state
+    tell_of_stopped_jobs()
 
 
 def _notices(state: Session) -> None:
     for number, message in enumerate(list(state.notices)):
         text, button = st.columns([12, 1], vertical_alignment="center")
-        text.error(message)
+        text.error(literal(message))
         button.button(
             "",
             icon=":material/close:",
             key=f"dismiss-{number}",
             help="Dismiss",
-            on_click=state.notices.remove,
+            on_click=state.dismiss,
             args=(message,),
         )

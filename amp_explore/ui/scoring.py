@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import streamlit as st
 
+from amp_explore.criteria import registry
 from amp_explore.criteria.registry import CRITERIA, unavailable
 from amp_explore.criteria.scores import Scores, scores_by_lot
 from amp_explore.errors import AmpExploreError
@@ -14,9 +16,28 @@ from amp_explore.folders import write_atomically
 from amp_explore.keeping.jobs import Job
 from amp_explore.models.loading import LoadedModel
 from amp_explore.texts.assets import cache_root
-from amp_explore.ui.jobs import clicked, latest_job, others_wait_for, show_failure, start, wait_for
-from amp_explore.ui.session import Calibration, Scoring, Session, scores_of, window_of, windows_of, workbench
-from amp_explore.ui.text import all_explained, by_reason, explained, option
+from amp_explore.texts.calibration import TokenWindows
+from amp_explore.ui.jobs import begin, clicked, latest_job, others_wait_for, show_failure, wait_for
+from amp_explore.ui.session import Session, workbench
+from amp_explore.ui.text import all_explained, by_reason, explained, literal, option
+from amp_explore.ui.windows import Calibration, window_of, windows_or_wait
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How units are scored: by which criterion, heads by another one where it is named, on which text."""
+
+    calibration: Calibration = Calibration()
+    criterion: str = "amp"
+    heads: str | None = None
+
+    @property
+    def heads_by(self) -> str:
+        return registry.heads_by(self.criterion, self.heads)
+
+    def made_by(self) -> dict[str, str]:
+        """What a plan says of it."""
+        return {"criterion": self.criterion} | ({"heads_criterion": self.heads} if self.heads else {})
 
 
 def scores_or_wait(state: Session, scoring: Scoring, *, chosen: bool = True) -> Scores | None:
@@ -46,14 +67,16 @@ def _scores_or_job(state: Session, scoring: Scoring) -> Scores | Job | None:
         return scores_by_lot(loaded.shape)
     for name in (scoring.criterion, scoring.heads_by):
         if reason := unavailable(name, loaded):
-            st.info(f"{CRITERIA[name].title} cannot score this model: {reason}.")
+            st.info(f"{CRITERIA[name].title} cannot score this model: {literal(reason)}.")
             return None
+    windows = windows_or_wait(loaded, scoring.calibration)
+    if windows is None:
+        return None
     try:
-        windows = windows_of(loaded, scoring.calibration)
         if workbench().has_scores(loaded, windows, scoring.criterion, scoring.heads):
-            return scores_of(loaded, scoring)
+            return _scores(loaded, windows, state.fingerprint, loaded.dtype, windows.digest, scoring)
     except AmpExploreError as error:
-        st.error(str(error))
+        st.error(literal(error))
         return None
     topic = f"score:{state.fingerprint}:{loaded.dtype}:{windows.digest}:{scoring.criterion}:{scoring.heads_by}"
     show_failure(topic)
@@ -63,11 +86,19 @@ def _scores_or_job(state: Session, scoring: Scoring) -> Scores | Job | None:
         st.info("The heads and neurons of this model are not scored on this text yet.")
         return None
     title = CRITERIA[scoring.criterion].title
-    return start(
+    return begin(
         f"Scoring {loaded.name} by {title}",
         topic,
         lambda job: workbench().scores(loaded, windows, scoring.criterion, scoring.heads, progress=job) and None,
     )
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _scores(
+    _loaded: LoadedModel, _windows: TokenWindows, fingerprint: str, dtype: str, digest: str, scoring: Scoring
+) -> Scores:
+    """Scores whose evidence is there already, kept by everything they depend on."""
+    return workbench().scores(_loaded, _windows, scoring.criterion, scoring.heads)
 
 
 def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None] | None = None) -> Scoring:
