@@ -12,6 +12,7 @@ from amp_explore.ui.door import door
 from amp_explore.ui.jobs import long_jobs, show_long_jobs, tell_of_stopped_jobs
 from amp_explore.ui.model_choice import load_chosen, model_picker
 from amp_explore.ui.plan_files import plan_files
+from amp_explore.ui.server_warnings import server_warnings
 from amp_explore.ui.session import Session, session
 from amp_explore.ui.text import literal
 from amp_explore.ui.vitals import show_vitals
@@ -31,11 +32,6 @@ _STYLE = """<style>
 [role=option] {height: auto; min-height: 2.5rem}
 [role=option] > [data-item-hl] {white-space: normal; height: auto; padding-block: 0.2rem}
 </style>"""
-
-
-def server_warnings() -> list[str]:
-    """What everybody on this server must know before they trust a number, one plain text each."""
-    return []
 
 
 @contextmanager
@@ -86,7 +82,7 @@ def _sidebar(state: Session) -> tuple[st.delta_generator.DeltaGenerator, st.delt
 
 
 def _above(state: Session) -> None:
-    """What stands above every page's own part."""
+    """What stands above every page's own part, for everybody on this server or for this session."""
     for warning in server_warnings():
         st.warning(literal(warning), icon=":material/warning:")
     if state.loaded.random:

@@ -20,6 +20,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 from tiny import HEADS, LAYERS, NEURONS, random_plan, tiny
 from transformers import BloomConfig, BloomForCausalLM
+from waiting import WAIT
 
 from amp_explore.criteria import registry
 from amp_explore.criteria.registry import CRITERIA
@@ -43,8 +44,6 @@ PAGES = {
     "pages/5_Criteria.py": ("Criteria", "What their plans leave"),
 }
 DENSE = (0, 0)
-WAIT = 300
-"""Seconds until a test gives up waiting for a state, on a machine that has ten times as much to do as it can."""
 
 
 @pytest.fixture(scope="module", autouse=True)
