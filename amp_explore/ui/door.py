@@ -65,4 +65,4 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, OSError):
         return sentence(f"{error.filename or 'the system'}: {error.strerror or error}")
     log.error("a page failed", exc_info=error)
-    return sentence(f"{type(error).__name__}: {error or 'no reason given'}") + " The server's log says where."
+    return sentence(f"{type(error).__name__}: {str(error) or 'no reason given'}") + " The server's log says where."

@@ -7,10 +7,7 @@ import json
 import re
 import shlex
 import shutil
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 from tiny import HEADS, LAYERS, NEURONS, random_plan, tiny
 from transformers import BloomConfig, BloomForCausalLM
+from visiting import DENSE, PAGES, choose, counts, errors, load_model, press, queue_at_work, removed, settle
 from waiting import WAIT
 
 from amp_explore.criteria import registry
@@ -33,103 +31,6 @@ from amp_explore.surgery.repair import METHODS
 from amp_explore.texts.calibration import calibration_windows
 from amp_explore.ui import all_criteria, scoring, session
 from amp_explore.workbench import Workbench
-
-APP = Path(__file__).parents[2] / "app.py"
-PAGES = {
-    "app.py": ("Overview", "What next?"),
-    "pages/1_Importance.py": ("Importance", "Neurons of layer 0"),
-    "pages/2_Prune.py": ("Prune", None),
-    "pages/3_Evaluate.py": ("Evaluate", "Commonsense"),
-    "pages/4_Speed.py": ("Speed", "Side by side"),
-    "pages/5_Criteria.py": ("Criteria", "What their plans leave"),
-}
-DENSE = (0, 0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared(small_cache):
-    """A server's shared state of its own, on the small cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AMP_EXPLORE_CACHE", str(small_cache))
-        st.cache_resource.clear()
-        yield
-        st.cache_resource.clear()
-
-
-@pytest.fixture
-def visit(tiny_model):
-    """``visit("pages/2_Prune.py", plan=...)`` opens a page of the tiny model in a new session."""
-
-    def open_page(page: str = "pages/2_Prune.py", **query: str) -> AppTest:
-        app = AppTest.from_file(str(APP), default_timeout=WAIT)
-        app.query_params.update({"model": str(tiny_model)} | query)
-        app.switch_page(page)
-        settle(app)
-        if any(button.label == "Load this model" for button in app.button):
-            press(app, "Load this model")
-        return app
-
-    return open_page
-
-
-@pytest.fixture(scope="module")
-def shape(tiny_model):
-    return load(str(tiny_model)).shape
-
-
-def settle(app: AppTest) -> AppTest:
-    """Run until no job is waited for, as the browser's polling does."""
-    deadline = time.monotonic() + WAIT
-    app.run()
-    while any(button.label == "Cancel" for button in app.button):
-        assert time.monotonic() < deadline, "a job did not end"
-        time.sleep(0.05)
-        app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-@contextmanager
-def queue_at_work() -> Iterator[None]:
-    """The server's queue is busy with something else."""
-    go_on = threading.Event()
-    session.runner().submit("Blocking", lambda job: go_on.wait(WAIT), exclusive=True)
-    try:
-        yield
-    finally:
-        go_on.set()
-
-
-def removed(app: AppTest) -> tuple[int, int]:
-    """Heads and neurons that the sidebar says are removed."""
-    text = "\n".join(markdown.value for markdown in app.sidebar.markdown)
-    heads = re.search(rf"\*\*(\d+)\*\* of {LAYERS * HEADS} heads removed", text)
-    neurons = re.search(rf"\*\*(\d+)\*\* of {LAYERS * NEURONS} neurons removed", text)
-    return int(heads[1]), int(neurons[1])
-
-
-def counts(plan: PruningPlan) -> tuple[int, int]:
-    return int(plan.removed_per_layer("heads").sum()), int(plan.removed_per_layer("neurons").sum())
-
-
-def errors(app: AppTest) -> str:
-    return "\n".join(seen(error.value) for error in app.error)
-
-
-def seen(markdown: str) -> str:
-    """A text from outside as it looks on the page."""
-    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", markdown).replace("\N{WORD JOINER}", "")
-
-
-def press(app: AppTest, label: str) -> None:
-    next(button for button in app.button if button.label == label).click()
-    settle(app)
-
-
-def load_model(app: AppTest, source: object) -> None:
-    """Type a source into the sidebar's form and submit it."""
-    app.sidebar.text_input[0].input(str(source))
-    press(app, "Load")
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -360,11 +261,6 @@ def test_the_command_on_evaluate_measures_what_is_chosen_there(visit, tiny_model
 
 
 # Criteria, budgets and repairs
-
-
-def choose(app: AppTest, label: str, value: object) -> None:
-    next(box for box in app.selectbox if box.label == label).set_value(value)
-    settle(app)
 
 
 def left(app: AppTest) -> float:
@@ -660,7 +556,6 @@ def test_scores_that_nobody_waits_for_any_more_are_not_made(visit):
 
 def test_a_click_outlives_a_run_that_ends_before_it_comes_to_the_button():
     def page():
-        import streamlit as st
 
         from amp_explore.ui.jobs import clicked
 
