@@ -105,15 +105,12 @@ def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None
     """The pickers for criterion and calibration, the same on every page, and what the criterion says."""
     left, right = container.columns([3, 4])
 
-    def named(name: str) -> str:
-        if unavailable(name, loaded):
-            return f"{CRITERIA[name].title} (not for this model)"
-        return option(CRITERIA[name]) + ("" if CRITERIA[name].heads else " (neurons alone)")
-
+    # A table, not a function that knows the model: Streamlit keeps it for as long as the session is open.
+    named = {name: _named(name, loaded) for name in CRITERIA}
     criterion = left.selectbox(
         "Criterion",
         list(CRITERIA),
-        format_func=named,
+        format_func=named.get,
         key="criterion",
         persist_state="session",
         on_change=on_change,
@@ -124,7 +121,7 @@ def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None
         heads = left.selectbox(
             "Heads by",
             [name for name, each in CRITERIA.items() if each.heads],
-            format_func=named,
+            format_func=named.get,
             key="heads_criterion",
             persist_state="session",
             on_change=on_change,
@@ -135,6 +132,13 @@ def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None
         container.caption(f"{explained(CRITERIA[name])} · higher matters more")
     say_what_is_refused(container, loaded)
     return scoring
+
+
+def _named(name: str, loaded: LoadedModel) -> str:
+    """A criterion in the picker."""
+    if unavailable(name, loaded):
+        return f"{CRITERIA[name].title} (not for this model)"
+    return option(CRITERIA[name]) + ("" if CRITERIA[name].heads else " (neurons alone)")
 
 
 def say_what_is_refused(container, loaded: LoadedModel) -> None:
