@@ -30,12 +30,19 @@ def model_picker(state: Session) -> None:
             ).strip()
         else:
             chosen = listed.index(state.source) if state.source in listed else None
-            source = st.selectbox("Models of this server", listed, chosen, format_func=plain)
+            source = st.selectbox("Models of this server", listed, chosen, format_func=_short)
         dtype = st.selectbox("Precision", _DTYPES, index=_DTYPES.index(state.dtype))
         if st.form_submit_button("Load", width="stretch"):
+            if state.linked:
+                _decline(state)
             state.choose(source or state.source, dtype)
             st.session_state.pop("load_job", None)
             st.rerun()
+
+
+def _short(source: str) -> str:
+    """A model of the server's list: of a path its end, since where it lies is nobody's business."""
+    return plain("/".join(source.split(os.sep)[-2:]) if os.path.isabs(source) else source)
 
 
 def load_chosen(state: Session) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import sqlite3
 
 import pytest
-from visiting import PAGES, choose, errors, press, queue_at_work, settle
+from visiting import APP, PAGES, choose, errors, press, queue_at_work, settle
 
 from amp_explore.keeping.store import Store
 from amp_explore.ui import frame, jobs, planning, session, vitals, windows
@@ -42,6 +43,15 @@ def test_what_is_thrown_on_a_page_is_one_message_on_it(visit, monkeypatch, path,
     assert says in errors(app) and len(app.error) == 1 and not app.exception
     press(app, "Try again")
     assert errors(app) == ""
+
+
+def test_every_page_stands_in_the_frame():
+    """Nothing but definitions stands outside `with open_page(...)`."""
+    for path in PAGES:
+        *above, page = ast.parse((APP.parent / path).read_text(encoding="utf-8")).body
+        assert isinstance(page, ast.With) and page.items[0].context_expr.func.id == "open_page", path
+        allowed = (ast.Expr, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.Assign)
+        assert all(isinstance(each, allowed) for each in above), path
 
 
 def test_what_is_thrown_inside_a_page_leaves_what_stands_above(visit, monkeypatch):

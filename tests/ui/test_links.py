@@ -77,6 +77,13 @@ def test_a_link_may_be_declined_and_its_plan_with_it(demo, other):
     assert not any(str(other) in label for label in loads()[len(before) :])
 
 
+def test_another_model_may_be_loaded_instead_of_the_one_of_a_link(other, tiny_model):
+    plan = random_plan(load(str(other)), 3)
+    app = open_page("pages/2_Prune.py", model="/somewhere/else", plan=plan.to_token())
+    load_model(app, tiny_model)
+    assert removed(app) == (0, 0) and errors(app) == ""
+
+
 def test_what_is_in_memory_anyway_needs_no_click(visit, tiny_model):
     visit()
     assert removed(open_page("pages/2_Prune.py", model=str(tiny_model))) == (0, 0)
@@ -99,7 +106,7 @@ def listed(demo, other, tmp_path, monkeypatch):
 def test_a_list_of_models_is_offered_and_the_first_is_the_default(listed):
     app = open_page("pages/2_Prune.py")
     (box,) = [box for box in app.sidebar.selectbox if box.label == "Models of this server"]
-    assert box.options == [str(listed / "one"), str(listed / "two")] and box.value == str(listed / "one")
+    assert box.options == ["offered/one", "offered/two"] and box.value == str(listed / "one")
     assert not app.sidebar.text_input
     box.set_value(str(listed / "two"))
     press(app, "Load")
