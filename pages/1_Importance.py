@@ -5,6 +5,7 @@ import streamlit as st
 
 from amp_explore.models.sharding import devices
 from amp_explore.ui.charts import heads_heatmap, histogram, image_options, layer_distribution, neurons_heatmap
+from amp_explore.ui.door import end_page
 from amp_explore.ui.downloads import download_csv
 from amp_explore.ui.frame import open_page
 from amp_explore.ui.scoring import scores_or_wait, scoring_options
@@ -25,7 +26,7 @@ with open_page("Importance") as state:
     scoring = scoring_options(st.container(), state.loaded)
     scores = scores_or_wait(state, scoring)
     if scores is None:
-        st.stop()
+        end_page()
 
     scale_picker, order_picker, image_picker = st.columns([3, 3, 2])
     scale = scale_picker.segmented_control(

@@ -4,6 +4,7 @@ import streamlit as st
 
 from amp_explore.surgery.repair import caveat
 from amp_explore.ui import editors
+from amp_explore.ui.door import end_page
 from amp_explore.ui.frame import open_page
 from amp_explore.ui.live import live_panel
 from amp_explore.ui.planning import Planner, budget_options, keep_size
@@ -17,7 +18,7 @@ with open_page("Prune") as state:
         budget_options(state, scoring.calibration)
     scores = scores_or_wait(state, scoring)
     if scores is None:
-        st.stop()
+        end_page()
     if chosen := state.plan.repair:
         windows = windows_of(state.loaded, scoring.calibration)
         if said := caveat(chosen.method, state.shape, windows):

@@ -4,6 +4,7 @@ import streamlit as st
 
 from amp_explore.ui.all_criteria import scored_criteria
 from amp_explore.ui.criteria_agreement import against_each_other
+from amp_explore.ui.door import end_page
 from amp_explore.ui.frame import open_page
 from amp_explore.ui.measured_truth import against_truth, measured_truth
 from amp_explore.ui.scoring import calibration_options
@@ -13,11 +14,11 @@ from amp_explore.ui.windows import windows_or_wait
 with open_page("Criteria") as state:
     if state.loaded.random:
         st.info("Random weights have nothing to compare; load a model that was trained.")
-        st.stop()
+        end_page()
     calibration = calibration_options(st.container(), state.loaded)
     windows = windows_or_wait(state.loaded, calibration)
     if windows is None:
-        st.stop()
+        end_page()
     if "open_layer" in st.session_state:
         st.session_state.layer = st.session_state.pop("open_layer")
         st.switch_page("pages/1_Importance.py")

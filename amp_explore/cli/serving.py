@@ -50,7 +50,8 @@ def _run(options: argparse.Namespace, progress: ProgressBar) -> None:
     environment = dict(os.environ)
     models = [_from_anywhere(model) for model in options.models or ()]
     if models:
-        sources_in(models)  # refused before anything is prepared
+        if not sources_in(models):
+            raise ModelError(f"there is no model in {', '.join(models)}; put model folders or .gguf files there")
         environment[VARIABLE] = json.dumps(models)
     quiet()
     prepare_demo(progress)

@@ -11,8 +11,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from amp_explore.errors import ModelError
-
 VARIABLE = "AMP_EXPLORE_ALLOWED"
 """The environment variable that hands the list to a server: JSON, a list of strings. Unset: everything is allowed."""
 
@@ -24,15 +22,8 @@ def allowed_models() -> list[str] | None:
 
 
 def sources_in(entries: Sequence[str]) -> list[str]:
-    """The sources that a list of ids, models and folders of models stands for, each once.
-
-    Raises:
-        ModelError: there is none.
-    """
-    found = list(dict.fromkeys(source for entry in entries for source in _sources_of(entry)))
-    if not found:
-        raise ModelError(f"there is no model in {', '.join(entries)}; put model folders or .gguf files there")
-    return found
+    """The sources that a list of ids, models and folders of models stands for, each once."""
+    return list(dict.fromkeys(source for entry in entries for source in _sources_of(entry)))
 
 
 def offered(source: str) -> str | None:

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import streamlit as st
 from streamlit.errors import FragmentHandledException
@@ -22,20 +22,29 @@ from amp_explore.ui.text import literal, sentence
 
 log = logging.getLogger(__name__)
 
+
+class PageEnded(BaseException):
+    """The page has nothing more to draw. After `st.stop`, what stands around the page could not be drawn either."""
+
+
 _NO_ERRORS = (RerunException, StopException, FragmentHandledException, GeneratorExit, KeyboardInterrupt, SystemExit)
+_NO_ERRORS += (PageEnded,)
+
+
+def end_page() -> NoReturn:
+    """Draw nothing more of the page."""
+    raise PageEnded
 
 
 @contextmanager
 def door() -> Iterator[None]:
-    """Around what draws: an error becomes a message where it arose, and the script stops there."""
+    """Around what draws: an error becomes a message at the end of what was drawn."""
     try:
         yield
     except _NO_ERRORS:
         raise
     except BaseException as error:
         st.error(literal(in_words(error)))
-        st.button("Try again", type="primary", key="try-again")
-        st.stop()
 
 
 def told(callback: Callable[..., Any]) -> Callable[..., None]:

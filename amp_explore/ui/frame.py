@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 from transformers.utils import logging as transformers_logging
 
-from amp_explore.ui.door import door
+from amp_explore.ui.door import PageEnded, door
 from amp_explore.ui.jobs import long_jobs, show_long_jobs, tell_of_stopped_jobs
 from amp_explore.ui.model_choice import load_chosen, model_picker
 from amp_explore.ui.plan_files import plan_files
@@ -39,37 +40,39 @@ def open_page(title: str) -> Iterator[Session]:
     """The frame around a page: `with open_page("Speed") as state:` draws it and gives the session, its model loaded.
 
     The script stops here while the model loads. Whatever goes wrong in here or inside becomes one message; notices are
-    drawn when the page is done, so that those of this very run are among them.
+    drawn when the page is done or has ended early, so that those of this very run are among them.
     """
     st.set_page_config(page_title=f"{title} · AMP Explore", page_icon="✂️", layout="wide")
     transformers_logging.disable_progress_bar()
     st.html(_STYLE)
-    with door():
-        state = session()
-        if state.page != title:
-            state.page = title
-            state.clicks.clear()
-        vitals, files = _sidebar(state)
-        st.title(title)
-        notices = st.container()
-        try:
-            load_chosen(state)
-            _above(state)
-            with vitals:
-                show_vitals(state)
-                if long_jobs():
-                    show_long_jobs()
-            with files, st.expander("Plan file", icon=":material/description:"):
-                plan_files(state)
-            state.mirror()
-            yield state
-        finally:  # also where the script stops, or starts over
-            state.rest()
-            with notices:
-                _notices(state)
+    state, whole, failed = session(), False, True
+    if state.page != title:
+        state.page = title
+        state.clicks.clear()
+    vitals, files = _sidebar(state)
+    st.title(title)
+    notices = st.container()
+    try:
+        with door():
+            with suppress(PageEnded):
+                load_chosen(state)
+                _above(state)
+                _fill_sidebar(state, vitals, files)
+                state.mirror()
+                yield state
+                whole = True
+            failed = False
+    finally:
+        state.rest()
+    if failed:
+        st.button("Try again", type="primary", key="failed")
+    with notices:
+        _notices(state)
+    if not whole:
+        st.stop()  # now: what was not drawn keeps its state
 
 
-def _sidebar(state: Session) -> tuple[st.delta_generator.DeltaGenerator, st.delta_generator.DeltaGenerator]:
+def _sidebar(state: Session) -> tuple[DeltaGenerator, DeltaGenerator]:
     """Draw the navigation and the model picker; returns the places for the plan's vitals and for its file."""
     with st.sidebar:
         st.markdown("### :material/content_cut: AMP Explore")
@@ -79,6 +82,15 @@ def _sidebar(state: Session) -> tuple[st.delta_generator.DeltaGenerator, st.delt
         vitals = st.container()
         model_picker(state)
         return vitals, st.container()
+
+
+def _fill_sidebar(state: Session, vitals: DeltaGenerator, files: DeltaGenerator) -> None:
+    with vitals:
+        show_vitals(state)
+        if long_jobs():
+            show_long_jobs()
+    with files, st.expander("Plan file", icon=":material/description:"):
+        plan_files(state)
 
 
 def _above(state: Session) -> None:

@@ -9,6 +9,7 @@ import streamlit as st
 from amp_explore.models.allowed import allowed_models, offered
 from amp_explore.models.loading import prepare
 from amp_explore.models.random_weights import PREFIX, SHAPES
+from amp_explore.ui.door import end_page
 from amp_explore.ui.jobs import begin, wait_for
 from amp_explore.ui.session import Session, default_model, runner, workbench
 from amp_explore.ui.text import literal, plain
@@ -72,7 +73,7 @@ def load_chosen(state: Session) -> None:
     if job is not None:
         st.session_state.load_job = job.id
         wait_for(job)
-    st.stop()
+    end_page()
 
 
 def _ask_about_link(state: Session) -> None:
@@ -88,7 +89,7 @@ def _ask_about_link(state: Session) -> None:
         row = st.container(horizontal=True)
         row.button("Load this model", type="primary", on_click=state.choose, args=(source, state.dtype))
         row.button("Go on without it", on_click=_decline, args=(state,))
-        st.stop()
+        end_page()
 
 
 def _decline(state: Session) -> None:
@@ -120,4 +121,4 @@ def _loading_failed(state: Session, message: str) -> None:
         st.rerun()
     st.error(literal(message))
     st.button("Try again", type="primary")
-    st.stop()
+    end_page()

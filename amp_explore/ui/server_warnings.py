@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from amp_explore.ui.door import end_page
 from amp_explore.ui.jobs import begin, wait_for
 from amp_explore.ui.session import runner, workbench
 
@@ -36,4 +37,4 @@ def _tried() -> list[str]:
     job = begin("Checking the libraries", _TOPIC, lambda job: workbench().check_libraries(progress=job))
     if job is not None:
         wait_for(job)
-    st.stop()
+    end_page()

@@ -186,7 +186,7 @@ def _plan_of_link(token: str, loaded: LoadedModel) -> PruningPlan:
 def default_model() -> str:
     """What a session begins with: the demo model, or the first that this server offers if it does not offer that."""
     offered = allowed_models()
-    return DEMO if offered is None or DEMO in offered else offered[0]
+    return offered[0] if offered and DEMO not in offered else DEMO
 
 
 def session() -> Session:

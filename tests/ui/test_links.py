@@ -10,7 +10,6 @@ from tiny import random_plan
 from visiting import counts, errors, load_model, open_page, press, removed, seen, settle
 
 from amp_explore import cli
-from amp_explore.errors import ModelError
 from amp_explore.models import allowed
 from amp_explore.models.loading import load
 from amp_explore.models.random_weights import SHAPES
@@ -140,15 +139,27 @@ def test_a_list_holds_ids_models_and_what_is_put_into_its_folders_later(listed, 
     monkeypatch.setenv(allowed.VARIABLE, json.dumps(["demo", str(demo), str(listed), "demo"]))
     late, one, two = (str(listed / name) for name in ("late", "one", "two"))
     assert allowed.allowed_models() == ["demo", str(demo), late, one, two]
-    with pytest.raises(ModelError, match="no model in"):
-        (listed.parent / "nothing").mkdir()
-        allowed.sources_in([str(listed.parent / "nothing")])
 
 
-@pytest.mark.parametrize("models", ["/nonexistent", "./nonexistent"])
-def test_run_refuses_a_list_that_is_none(models, capsys):
+def test_a_list_whose_folder_has_become_empty_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv(allowed.VARIABLE, json.dumps([str(tmp_path)]))
+    app = open_page("app.py")
+    assert errors(app).startswith("This server does not offer demo") and not app.exception
+
+
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        ("/nonexistent", "there is no such folder; check the path"),
+        ("./nonexistent", "there is no such folder; check the path"),
+        ("empty", "there is no model in "),
+    ],
+)
+def test_run_refuses_a_list_that_is_none(models, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     assert cli.main(["run", "--models", models]) == 1
-    assert "there is no such folder; check the path" in capsys.readouterr().err
+    assert says in capsys.readouterr().err
 
 
 # What a plan names
