@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from amp_explore.budgets import least_error
@@ -29,10 +27,10 @@ from amp_explore.criteria.scores import Scores
 from amp_explore.errors import AmpExploreError, PlanError, TooLarge
 from amp_explore.keeping import keys
 from amp_explore.keeping.evidence import VERSIONS, Observation
+from amp_explore.keeping.in_memory import InMemory
 from amp_explore.keeping.keys import Key, numerics, on_text, perplexity_setup, task_setup
 from amp_explore.keeping.store import Store
 from amp_explore.measure import commonsense, identities, speed
-from amp_explore.measure.boundaries import Boundaries
 from amp_explore.measure.perplexity import perplexity
 from amp_explore.measure.roofline import Machine, measure_machine
 from amp_explore.models.loading import LoadedModel
@@ -46,36 +44,6 @@ from amp_explore.texts.calibration import TokenWindows, calibration_windows, eva
 
 LIVE_WINDOWS = 1
 """Windows of 512 tokens that the dashboard measures perplexity on after each edit, unless asked otherwise."""
-
-_SLICED_KEPT = 2  # models' worth of sliced layers
-_TEXTS_KEPT = 16  # of each model, for repairs
-
-
-class _Kept:
-    """What is kept of one loaded model, as long as it is in the pool or, if it never was, somebody holds it: sliced
-    layers, the longest unused of which go first, and hidden states."""
-
-    def __init__(self, layers: int) -> None:
-        self.boundaries = Boundaries()
-        self.texts: OrderedDict[str, TokenWindows] = OrderedDict()  # by digest
-        self._layers: OrderedDict[tuple, nn.Module] = OrderedDict()
-        self._limit = _SLICED_KEPT * layers
-        self._lock = threading.Lock()
-
-    def layer(self, make: LayerOf, loaded: LoadedModel, plan: PruningPlan, number: int) -> nn.Module:
-        """What `make` gives; a layer that was sliced, and repaired, like this lately is used again."""
-        key = (number, plan.heads[number].tobytes(), plan.neurons[number].tobytes())
-        if plan.repair:
-            # A layer that is fitted on what those below send depends on all of them.
-            key += (plan.repair.identity, plan.prefixes[number] if plan.repair.method == "sequential" else None)
-        with self._lock:
-            if key not in self._layers:
-                made = make(loaded, plan, number)
-                while len(self._layers) >= self._limit:
-                    self._layers.popitem(last=False)
-                self._layers[key] = made
-            self._layers.move_to_end(key)
-            return self._layers[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +65,7 @@ class Workbench:
     def __init__(self, store: Store | None = None, pool: ModelPool | None = None) -> None:
         self.store = store or Store(assets.cache_root())
         self.pool = pool or ModelPool(_models_in_memory(), self._let_go)
-        self._kept: WeakKeyDictionary[LoadedModel, _Kept] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[LoadedModel, InMemory] = WeakKeyDictionary()
         self._machines: dict[tuple, Machine] = {}
         self._lock = threading.Lock()
 
@@ -231,12 +199,7 @@ class Workbench:
 
     def know(self, loaded: LoadedModel, windows: TokenWindows) -> None:
         """Keep windows for the repairs that name them, which then need not read the text."""
-        texts = self._kept_of(loaded).texts
-        with self._lock:
-            texts[windows.digest] = windows
-            texts.move_to_end(windows.digest)
-            while len(texts) > _TEXTS_KEPT:
-                texts.popitem(last=False)
+        self._kept_of(loaded).know(windows)
 
     def knows(self, loaded: LoadedModel, repair: Repair) -> bool:
         """Whether `repair_windows` will answer without reading anything."""
@@ -256,9 +219,9 @@ class Workbench:
         self.know(loaded, windows)
         return windows
 
-    def _kept_of(self, loaded: LoadedModel) -> _Kept:
+    def _kept_of(self, loaded: LoadedModel) -> InMemory:
         with self._lock:
-            return self._kept.setdefault(loaded, _Kept(len(loaded.shape.layers)))
+            return self._kept.setdefault(loaded, InMemory(len(loaded.shape.layers)))
 
     def _let_go(self, loaded: LoadedModel) -> None:
         """Keep nothing more of a model that left the pool; an idle page may hold the model itself for long."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import streamlit as st
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.keeping.jobs import Job
 from amp_explore.surgery.costs import CONTEXT, costs_of_plan
 from amp_explore.surgery.repair import METHODS
-from amp_explore.texts import assets
-from amp_explore.texts.calibration import TokenWindows
+from amp_explore.texts.calibration import TokenWindows, fetch_text, needs_network
 from amp_explore.ui.jobs import begin, clicked, latest_job, show_failure, start, wait_for
 from amp_explore.ui.session import Session, workbench
 from amp_explore.ui.text import compact, literal, megabytes, signed_percent, text_of
@@ -122,7 +119,7 @@ def _repair_text_is_here(state: Session) -> bool:
     What a plan from elsewhere may name, a file of the server or a text from the hub, is read after a click.
     """
     bench, loaded, repair = workbench(), state.loaded, state.plan.repair
-    if bench.knows(loaded, repair) or (repair.text is None and repair.source in get_args(assets.Text)):
+    if bench.knows(loaded, repair) or not (repair.text or needs_network(repair.source)):
         return True
     st.metric("Perplexity", "–", "not repaired yet", delta_color="off", delta_arrow="off")
     topic = f"repair text:{state.fingerprint}:{repair}"
@@ -131,7 +128,12 @@ def _repair_text_is_here(state: Session) -> bool:
     idle = job is None or not job.active
     what = f"the file {repair.text} on the server" if repair.text else f"{repair.source}, from the hub"
     if clicked(st, "Read the repair's text", shown=idle, type="primary", width="stretch"):
-        job = start("Reading the text", topic, lambda job: bench.repair_windows(loaded, repair) and None)
+        job = start(
+            "Reading the text",
+            topic,
+            lambda job: bench.repair_windows(loaded, repair) and None,
+            before=None if repair.text else lambda job: fetch_text(repair.source, job),
+        )
     if job is not None and job.active:
         wait_for(job)
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, replace
-from typing import get_args
 
 import streamlit as st
 
@@ -16,8 +15,13 @@ from amp_explore.errors import AmpExploreError
 from amp_explore.models.families import context_of
 from amp_explore.models.loading import LoadedModel
 from amp_explore.plan import Repair, RepairMethod
-from amp_explore.texts import assets
-from amp_explore.texts.calibration import TokenWindows, calibration_windows, evaluation_windows
+from amp_explore.texts.calibration import (
+    TokenWindows,
+    calibration_windows,
+    evaluation_windows,
+    fetch_text,
+    needs_network,
+)
 from amp_explore.ui.jobs import begin, clicked, latest_job, show_failure, wait_for
 from amp_explore.ui.session import session, workbench
 from amp_explore.ui.text import literal
@@ -82,7 +86,7 @@ def windows_or_wait(loaded: LoadedModel, text: Text) -> TokenWindows | None:
     """The windows of a text, at once or after a second; otherwise a job reads it, its progress is shown and None
     returned, as where the text cannot be had."""
     text = _within(loaded, text)
-    if text.text is None and text.source in get_args(assets.Text) or _kept().find(loaded, text):
+    if _kept().find(loaded, text) or not (text.text or needs_network(text.source)):
         try:
             return windows_of(loaded, text)
         except AmpExploreError as error:
@@ -93,9 +97,13 @@ def windows_or_wait(loaded: LoadedModel, text: Text) -> TokenWindows | None:
     idle = topic in session().stopped or (job is not None and job.state in ("failed", "cancelled"))
     show_failure(topic)
     if clicked(st, "Read the text", shown=idle, type="primary") or not idle:
-        # What comes from the hub may be long in coming, and must not do so inside another's job.
-        own = text.text is not None
-        job = begin("Reading the text", topic, lambda job: windows_of(loaded, text) and None, urgent=own)
+        job = begin(
+            "Reading the text",
+            topic,
+            lambda job: windows_of(loaded, text) and None,
+            urgent=True,
+            before=None if text.text else lambda job: fetch_text(text.source, job),
+        )
         if job is not None:
             wait_for(job)
     return None

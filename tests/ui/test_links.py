@@ -9,12 +9,11 @@ import pytest
 from tiny import random_plan
 from visiting import counts, errors, load_model, open_page, press, removed, seen, settle
 
-from amp_explore import cli
+from amp_explore import cli, hub
 from amp_explore.models import allowed
 from amp_explore.models.loading import load
 from amp_explore.models.random_weights import SHAPES
 from amp_explore.plan import Repair
-from amp_explore.texts import calibration
 from amp_explore.texts.calibration import calibration_windows
 from amp_explore.ui import session
 
@@ -167,9 +166,14 @@ def test_run_refuses_a_list_that_is_none(models, says, capsys, tmp_path, monkeyp
 
 @pytest.fixture
 def no_hub(monkeypatch):
-    """A hub that is asked is a failure."""
+    """The hub is out of reach; gives what was asked of it."""
     asked = []
-    monkeypatch.setattr(calibration, "_hub_rows", lambda *names: asked.append(names) or 1 / 0)
+
+    def download(name: str, *_, **__):
+        asked.append(name)
+        raise hub.HubError("unreachable")
+
+    monkeypatch.setattr(hub, "download", download)
     return asked
 
 

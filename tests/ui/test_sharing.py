@@ -11,10 +11,11 @@ import streamlit as st
 from safetensors.torch import load_file, save_file
 from visiting import choose, errors, press, queue_at_work, removed, settle
 
+from amp_explore import hub
 from amp_explore.errors import AmpExploreError
 from amp_explore.plan import PruningPlan
-from amp_explore.texts import calibration
-from amp_explore.ui import measured_truth, session
+from amp_explore.texts import from_hub
+from amp_explore.ui import measured_truth, session, windows
 from amp_explore.workbench import Workbench
 
 
@@ -180,15 +181,16 @@ def test_an_own_text_is_read_in_a_job(visit, monkeypatch):
 def test_a_text_that_cannot_be_had_may_be_asked_for_again(visit, monkeypatch):
     app = visit("pages/1_Importance.py")
 
-    def silent(*_):
-        raise AmpExploreError("the hub says nothing")
+    def silent(*_, **__):
+        raise hub.HubError("unreachable")
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibration, "_hub_rows", silent)
+        patch.setattr(hub, "download", silent)
         choose(app, "Calibration text", "alpaca")
-        assert "Reading the text failed: the hub says nothing" in errors(app)
+        assert "Reading the text failed: " in errors(app) and "the hub cannot be reached" in errors(app)
     rows = [{"instruction": f"Tell me of {number}.", "input": "heads"} for number in range(100)]
-    monkeypatch.setattr(calibration, "_hub_rows", lambda *_: rows)
+    monkeypatch.setattr(windows, "fetch_text", lambda *_: None)
+    monkeypatch.setattr(from_hub, "rows", lambda _: rows)
     press(app, "Read the text")
     assert errors(app) == "" and "Neurons of layer 0" in [each.value for each in app.subheader]
 

@@ -1,0 +1,52 @@
+"""What is kept of a model beside the model itself, in memory alone and only as long as the model is."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from torch import nn
+
+from amp_explore.measure.boundaries import Boundaries
+from amp_explore.models.loading import LoadedModel
+from amp_explore.plan import PruningPlan
+from amp_explore.surgery.slicing import LayerOf
+from amp_explore.texts.calibration import TokenWindows
+
+_SLICED_KEPT = 2  # models' worth of sliced layers
+_TEXTS_KEPT = 16  # for repairs
+
+
+class InMemory:
+    """What is kept of one loaded model, as long as it is in the pool or, if it never was, somebody holds it: sliced
+    layers, the longest unused of which go first, and hidden states."""
+
+    def __init__(self, layers: int) -> None:
+        self.boundaries = Boundaries()
+        self.texts: OrderedDict[str, TokenWindows] = OrderedDict()  # by digest
+        self._layers: OrderedDict[tuple, nn.Module] = OrderedDict()
+        self._limit = _SLICED_KEPT * layers
+        self._lock = threading.Lock()
+
+    def layer(self, make: LayerOf, loaded: LoadedModel, plan: PruningPlan, number: int) -> nn.Module:
+        """What `make` gives; a layer that was sliced, and repaired, like this lately is used again."""
+        key = (number, plan.heads[number].tobytes(), plan.neurons[number].tobytes())
+        if plan.repair:
+            # A layer that is fitted on what those below send depends on all of them.
+            key += (plan.repair.identity, plan.prefixes[number] if plan.repair.method == "sequential" else None)
+        with self._lock:
+            if key not in self._layers:
+                made = make(loaded, plan, number)
+                while len(self._layers) >= self._limit:
+                    self._layers.popitem(last=False)
+                self._layers[key] = made
+            self._layers.move_to_end(key)
+            return self._layers[key]
+
+    def know(self, windows: TokenWindows) -> None:
+        """Keep windows for the repairs that name them."""
+        with self._lock:
+            self.texts[windows.digest] = windows
+            self.texts.move_to_end(windows.digest)
+            while len(self.texts) > _TEXTS_KEPT:
+                self.texts.popitem(last=False)
