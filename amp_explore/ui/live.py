@@ -101,11 +101,11 @@ def _repaired(state: Session) -> bool:
         return False
     st.metric("Perplexity", "–", "not repaired yet", delta_color="off", delta_arrow="off")
     topic = f"repair:{state.fingerprint}:{loaded.dtype}:{plan.digest}"
-    show_failure(topic)
     job = latest_job(topic)
     idle = job is None or not job.active
     if clicked(st, "Repair this plan", shown=idle, type="primary", width="stretch"):
         job = start("Repair", topic, lambda job: bench.sliced(loaded, plan, progress=job) and None)
+    show_failure(topic)
     if job is not None and job.active:
         wait_for(job)
     else:
@@ -123,7 +123,6 @@ def _repair_text_is_here(state: Session) -> bool:
         return True
     st.metric("Perplexity", "–", "not repaired yet", delta_color="off", delta_arrow="off")
     topic = f"repair text:{state.fingerprint}:{repair}"
-    show_failure(topic)
     job = latest_job(topic)
     idle = job is None or not job.active
     what = f"the file {repair.text} on the server" if repair.text else f"{repair.source}, from the hub"
@@ -134,6 +133,7 @@ def _repair_text_is_here(state: Session) -> bool:
             lambda job: bench.repair_windows(loaded, repair) and None,
             before=None if repair.text else lambda job: fetch_text(repair.source, job),
         )
+    show_failure(topic)
     if job is not None and job.active:
         wait_for(job)
     else:

@@ -171,7 +171,7 @@ def no_hub(monkeypatch):
 
     def download(name: str, *_, **__):
         asked.append(name)
-        raise hub.HubError("unreachable")
+        raise hub.HubError("unreachable", "no route")
 
     monkeypatch.setattr(hub, "download", download)
     return asked

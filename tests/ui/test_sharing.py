@@ -182,7 +182,7 @@ def test_a_text_that_cannot_be_had_may_be_asked_for_again(visit, monkeypatch):
     app = visit("pages/1_Importance.py")
 
     def silent(*_, **__):
-        raise hub.HubError("unreachable")
+        raise hub.HubError("unreachable", "no route")
 
     with monkeypatch.context() as patch:
         patch.setattr(hub, "download", silent)
