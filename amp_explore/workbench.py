@@ -205,12 +205,14 @@ class Workbench:
         """Whether `repair_windows` will answer without reading anything."""
         return repair.digest in self._kept_of(loaded).texts
 
-    def repair_windows(self, loaded: LoadedModel, repair: Repair) -> TokenWindows:
-        """The windows that a repair is fitted on. Raises `PlanError` where they are not the ones it names."""
+    def repair_windows(self, loaded: LoadedModel, repair: Repair, text: str | Path | None = None) -> TokenWindows:
+        """The windows that a repair is fitted on. Where it names a file, `text` is the one that a person gives for it.
+        Raises `PlanError` where they are not the windows that it names."""
         if (known := self._kept_of(loaded).texts.get(repair.digest)) is not None:
             return known
-        text = {name: value for name, value in vars(repair).items() if name not in ("method", "digest")}
-        windows = calibration_windows(loaded.tokenizer, text.pop("source"), **text)
+        cut = {name: getattr(repair, name) for name in ("window", "windows", "bos", "seed")}
+        given = repair.text and (text or repair.text)
+        windows = calibration_windows(loaded.tokenizer, repair.source, text=given, **cut)
         if windows.digest != repair.digest:
             raise PlanError(
                 f"the plan was repaired on other text than {windows.data} is here (digest {repair.digest}, here "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 import streamlit as st
 
 from amp_explore.errors import AmpExploreError
@@ -10,6 +12,7 @@ from amp_explore.surgery.costs import CONTEXT, costs_of_plan
 from amp_explore.surgery.repair import METHODS
 from amp_explore.texts.calibration import TokenWindows, fetch_text, needs_network
 from amp_explore.ui.jobs import begin, clicked, latest_job, show_failure, start, wait_for
+from amp_explore.ui.scoring import own_text
 from amp_explore.ui.session import Session, workbench
 from amp_explore.ui.text import compact, literal, megabytes, signed_percent, text_of
 from amp_explore.ui.windows import Evaluation, window_of, windows_or_wait
@@ -116,7 +119,8 @@ def _repaired(state: Session) -> bool:
 def _repair_text_is_here(state: Session) -> bool:
     """Whether the text of the plan's repair is at hand, or a bundled one.
 
-    What a plan from elsewhere may name, a file of the server or a text from the hub, is read after a click.
+    What a plan from elsewhere may name is not read by itself: a text from the hub is after a click, and a file is the
+    one that the person gives.
     """
     bench, loaded, repair = workbench(), state.loaded, state.plan.repair
     if bench.knows(loaded, repair) or not (repair.text or needs_network(repair.source)):
@@ -125,19 +129,23 @@ def _repair_text_is_here(state: Session) -> bool:
     topic = f"repair text:{state.fingerprint}:{repair}"
     job = latest_job(topic)
     idle = job is None or not job.active
-    what = f"the file {repair.text} on the server" if repair.text else f"{repair.source}, from the hub"
-    if clicked(st, "Read the repair's text", shown=idle, type="primary", width="stretch"):
+    path = None
+    if repair.text:
+        name = literal(PurePath(repair.text).name)
+        path = own_text(st, "the repair", f"This plan is repaired on a file, {name}: upload it to have it measured.")
+    else:
+        st.caption(f"This plan is repaired on {literal(repair.source)}, from the hub.")
+    ready = idle and bool(path or not repair.text)
+    if clicked(st, "Read the repair's text", shown=ready, type="primary", width="stretch"):
         job = start(
             "Reading the text",
             topic,
-            lambda job: bench.repair_windows(loaded, repair) and None,
+            lambda job: bench.repair_windows(loaded, repair, path) and None,
             before=None if repair.text else lambda job: fetch_text(repair.source, job),
         )
     show_failure(topic)
     if job is not None and job.active:
         wait_for(job)
-    else:
-        st.caption(f"This plan is repaired on {literal(what)}.")
     return False
 
 

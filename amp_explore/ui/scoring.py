@@ -177,8 +177,8 @@ def calibration_options(container, loaded: LoadedModel) -> Calibration:
     return Calibration(text=own_text(container, "calibration"), windows=windows)
 
 
-def own_text(container, purpose: str) -> str | None:
-    """The path of the text that the person uploaded for this purpose; None, and Wikipedia instead, before that."""
+def own_text(container, purpose: str, before: str = "Upload a text file; until then, Wikipedia is used.") -> str | None:
+    """The path of the text that the person uploaded for this purpose; None, and a word on it, before that."""
     upload = container.file_uploader(f"Text for {purpose} (UTF-8)", type=["txt", "md", "text"])
     if upload is not None:
         data = upload.getvalue()
@@ -188,5 +188,5 @@ def own_text(container, purpose: str) -> str | None:
         st.session_state[f"text for {purpose}"] = str(path)
     kept = st.session_state.get(f"text for {purpose}")
     if kept is None:
-        container.info("Upload a text file; until then, Wikipedia is used.")
+        container.info(before)
     return kept

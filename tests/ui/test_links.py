@@ -187,17 +187,24 @@ def test_a_plan_whose_repair_names_the_hub_asks_it_after_a_click(visit, tiny_mod
     assert len(no_hub) == 1 and "Reading the text failed" in errors(app)
 
 
-def test_a_plan_file_whose_repair_names_a_file_has_it_read_after_a_click(visit, tiny_model, tmp_path):
+def upload(app, label: str, name: str, data: bytes) -> None:
+    next(each for each in app.file_uploader if each.label.startswith(label)).set_value((name, data, "text/plain"))
+    settle(app)
+
+
+def test_a_plan_file_whose_repair_names_a_file_has_it_asked_for(visit, tiny_model, tmp_path):
     loaded, text = load(str(tiny_model)), tmp_path / "text.txt"
     text.write_text("Heads and neurons. " * 600)
     digest = calibration_windows(loaded.tokenizer, text=text, windows=8).digest
     plan = random_plan(loaded, 7, extreme=False).repaired(Repair("bias", digest, text=str(text), windows=8))
     app = visit("pages/3_Evaluate.py")
-    next(each for each in app.file_uploader if each.key == "plan-upload").set_value(
-        ("plan.json", plan.to_json().encode(), "application/json")
-    )
-    settle(app)
-    assert any(f"the file {text} on the server" in seen(caption.value) for caption in app.caption)
+    upload(app, "Upload a plan", "plan.json", plan.to_json().encode())
+    assert any("repaired on a file, text.txt: upload it" in seen(info.value) for info in app.info)
+    assert "Read the repair's text" not in [button.label for button in app.button]  # whatever lies under that path
+    upload(app, "Text for the repair", "wrong.txt", b"Neurons and heads. " * 600)
+    press(app, "Read the repair's text")
+    assert "the plan was repaired on other text" in errors(app)
+    upload(app, "Text for the repair", "right.txt", text.read_bytes())
     press(app, "Read the repair's text")
     press(app, "Repair this plan")
     assert errors(app) == "" and float(app.metric[0].value.replace(",", "")) > 0
