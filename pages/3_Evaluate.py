@@ -5,16 +5,17 @@ import shlex
 import pandas as pd
 import streamlit as st
 
-from amp_explore.errors import AmpExploreError
 from amp_explore.keeping.jobs import Job
 from amp_explore.keeping.keys import task_setup
 from amp_explore.measure.commonsense import TASKS
 from amp_explore.ui.charts import image_options, side_by_side
+from amp_explore.ui.downloads import download_csv
 from amp_explore.ui.frame import open_page
 from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_for
 from amp_explore.ui.live import live_perplexity
 from amp_explore.ui.scoring import own_text
-from amp_explore.ui.session import WINDOW, Session, evaluation, window_of, workbench
+from amp_explore.ui.session import Session, workbench
+from amp_explore.ui.windows import WINDOW, Evaluation, window_of
 
 TEXTS = {
     "wiki": "Wikipedia, evaluation half",
@@ -38,12 +39,7 @@ def perplexity(state: Session) -> None:
         persist_state="session",
     )
     path = own_text(st.container(), "perplexity") if source == "own" else None
-    try:
-        windows = evaluation(state.loaded, count, "wiki" if source == "own" else source, path)
-    except AmpExploreError as error:
-        st.error(str(error))
-        return
-    live_perplexity(state, windows)
+    live_perplexity(state, Evaluation(count, "wiki" if source == "own" else source, path))
 
 
 def commonsense(state: Session) -> None:
@@ -64,7 +60,8 @@ def commonsense(state: Session) -> None:
         "Questions from", list(sources), format_func=sources.get, key="questions", persist_state="session"
     )
     bench, loaded, plan, dense = workbench(), state.loaded, state.plan, state.dense
-    topic = f"tasks:{state.fingerprint}:{loaded.tokenizer_digest}:{loaded.dtype}:{plan.digest}"
+    # Each session has its own: the pickers of two rarely agree, and what both ask for is kept anyway.
+    topic = f"tasks:{state.id}:{state.fingerprint}:{loaded.tokenizer_digest}:{loaded.dtype}:{plan.digest}"
 
     def work(job: Job) -> None:
         for which in (dense, plan):
@@ -103,7 +100,7 @@ def commonsense(state: Session) -> None:
         key="task_chart",
         config=image_options("commonsense", "PNG"),
     )
-    st.download_button("CSV", table.to_csv(index=False), "commonsense.csv", "text/csv", icon=":material/download:")
+    download_csv(st, table, "commonsense.csv")
     st.caption(f"Questions from {sources[source]}; {loaded.dtype}.")
 
 
@@ -144,14 +141,14 @@ def command(state: Session) -> str:
     return shlex.join(words)
 
 
-state = open_page("Evaluate")
-if state.plan.is_empty:
-    st.info(
-        "The plan is empty: this measures the dense model alone. "
-        "Make a plan on the Prune page to see the two side by side."
-    )
-perplexity(state)
-commonsense(state)
-st.subheader("The same from the command line")
-st.caption("Download the plan from the sidebar; the same numbers come out.")
-st.code(command(state), language="bash", wrap_lines=True)
+with open_page("Evaluate") as state:
+    if state.plan.is_empty:
+        st.info(
+            "The plan is empty: this measures the dense model alone. "
+            "Make a plan on the Prune page to see the two side by side."
+        )
+    perplexity(state)
+    commonsense(state)
+    st.subheader("The same from the command line")
+    st.caption("Download the plan from the sidebar; the same numbers come out.")
+    st.code(command(state), language="bash", wrap_lines=True)

@@ -13,10 +13,12 @@ from amp_explore.measure.speed import device_name, speedup
 from amp_explore.models.families import context_of
 from amp_explore.models.sharding import devices
 from amp_explore.ui.charts import image_options, speed_curves
+from amp_explore.ui.door import door
+from amp_explore.ui.downloads import download_csv
 from amp_explore.ui.frame import open_page
 from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_for
-from amp_explore.ui.session import Session, workbench
-from amp_explore.ui.text import compact
+from amp_explore.ui.session import Session, session, workbench
+from amp_explore.ui.text import compact, literal
 
 PROMPT = "Explain in two sentences why the sky is blue."
 
@@ -36,7 +38,7 @@ def measuring(state: Session) -> None:
     repeats = fourth.number_input("Repeats", 1, 100, 5, key="repeats", persist_state="session")
     mode = fifth.selectbox("Decoding", modes_on(device), key="mode", persist_state="session", help=modes_help)
     bench, loaded, plan = workbench(), state.loaded, state.plan
-    topic = f"speed:{state.fingerprint}:{plan.digest}"
+    topic = f"speed:{state.id}:{state.fingerprint}:{loaded.dtype}:{plan.digest}"
     job = latest_job(topic)
     longest = max(prompts, default=0)
     fits = longest + new_tokens <= context
@@ -63,7 +65,7 @@ def measuring(state: Session) -> None:
         wait_for(job)
     show_failure(topic)
     for message in (job.result or ()) if job is not None else ():
-        st.warning(message)
+        st.warning(literal(message))
 
 
 def latest(state: Session) -> list[dict]:
@@ -138,7 +140,7 @@ def results(state: Session, kept: list[dict]) -> None:
     ).rename(columns={"share": "of roofline", "limit": "limited by", "tokens": "prompt"})
     order = ["phase", "mode", "batch", "prompt", "side", "tokens/s", "speed-up", "roofline", "of roofline"]
     st.dataframe(shown[[*order, "limited by"]], hide_index=True)
-    st.download_button("CSV", rows.to_csv(index=False), "speed.csv", "text/csv", icon=":material/download:")
+    download_csv(st, rows, "speed.csv")
     taken: dict[str, list[str]] = {}  # cases by how they were taken: most often all in one way
     for result in sorted(kept, key=_case):
         taken.setdefault(_how(result), []).append("batch {} after {} tokens".format(*_case(result)))
@@ -154,10 +156,11 @@ def _case(result: dict) -> tuple[int, int]:
 def _how(result: dict) -> str:
     """How a measurement was taken, in words."""
     machine, setup = Machine(**result["machine"]), result["dense"]["setup"]
+    device = literal(setup["device_name"])
     threads = f"{setup['threads']} CPU thread{'s' if setup['threads'] > 1 else ''}"
     return (
         f"Medians with quartiles of {result['dense']['decode_tokens_per_s']['repeats']} rounds, in which dense and "
-        f"pruned took turns; speed-ups round by round (least to most) · {setup['device_name']}, {setup['dtype']}, "
+        f"pruned took turns; speed-ups round by round (least to most) · {device}, {setup['dtype']}, "
         f"{threads}, {setup['new_tokens']} new tokens, torch {setup['torch']}  \n"
         f"Roofline: the most that {machine.bytes_per_s / 1e9:,.1f} GB/s (measured: a large copy) and "
         f"{compact(machine.flops_per_s)}FLOP/s (measured: a large matrix product) allow for the bytes and "
@@ -206,7 +209,7 @@ def streaming(state: Session) -> None:
         try:
             ids = tokens_of(state, prompt, most, chat and loaded.tokenizer.chat_template is not None)
         except AmpExploreError as error:
-            st.error(str(error))
+            st.error(literal(error))
             return
         mode = st.session_state.mode
 
@@ -227,6 +230,7 @@ def streaming(state: Session) -> None:
 
 
 @st.fragment(run_every=0.3)
+@door()
 def _watch_writing(topic: str) -> None:
     _columns(topic)
 
@@ -244,7 +248,7 @@ def _columns(topic: str) -> None:
         rate = f"{stream.tokens_per_s:,.1f} tokens/s" if stream.tokens_per_s else "…"
         with column.container(border=True, height="stretch"):
             st.metric(side, rate, border=False)
-            st.text(state.loaded.tokenizer.decode(list(stream.tokens), skip_special_tokens=True))
+            st.text(session().loaded.tokenizer.decode(list(stream.tokens), skip_special_tokens=True))
             st.caption(f"{len(stream.tokens)} tokens in {stream.seconds:.2f} s, prompt {stream.prefill_seconds:.2f} s")
 
 
@@ -264,9 +268,9 @@ def tokens_of(state: Session, prompt: str, most: int, chat: bool):
     return ids
 
 
-state = open_page("Speed")
-if state.plan.is_empty:
-    st.info("The plan is empty: this measures the dense model alone. Make a plan on the Prune page to compare.")
-measuring(state)
-results(state, latest(state))
-streaming(state)
+with open_page("Speed") as state:
+    if state.plan.is_empty:
+        st.info("The plan is empty: this measures the dense model alone. Make a plan on the Prune page to compare.")
+    measuring(state)
+    results(state, latest(state))
+    streaming(state)

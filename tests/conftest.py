@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import WAIT
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM_ARGS = (
@@ -29,7 +30,6 @@ CHROMIUM_ARGS = (
     "--disable-sync",
     "--no-first-run",
 )
-START_SECONDS = 60
 NO_BROWSER = "no browser"
 SERVER_LOGS = pytest.StashKey[list[Path]]()
 
@@ -116,7 +116,9 @@ def chromium():
 @pytest.fixture(scope="session")
 def _context(chromium):
     """One for all pages: they share its cache, which makes every load but the first a quick one."""
-    return chromium.new_context()
+    context = chromium.new_context()
+    context.set_default_timeout(1000 * WAIT)
+    return context
 
 
 @pytest.fixture
@@ -133,8 +135,8 @@ def page(_context):
 
 @pytest.fixture(scope="session")
 def serve(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """``serve(script, cwd, **environment)`` starts Streamlit on ``script``, until the session ends; returns its
-    address. The same call again returns the same server."""
+    """``serve(script, cwd, **environment)`` starts Streamlit on ``script``, the dashboard behind its own server, until
+    the session ends; returns its address. The same call again returns the same server."""
     servers: dict[tuple, tuple[subprocess.Popen, str]] = {}
 
     def start(script: Path, cwd: Path, **environment: str) -> str:
@@ -188,9 +190,12 @@ def _start_streamlit(script: Path, cwd: Path, log: Path, environment: dict[str, 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.address", "127.0.0.1"]
-    command += ["--server.port", str(port), "--server.headless", "true", "--server.fileWatcherType", "none"]
-    command += ["--browser.gatherUsageStats", "false"]
+    if script.name == "app.py":
+        command = [sys.executable, "-m", "amp_explore.ui.server", str(port)]
+    else:
+        command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.address", "127.0.0.1"]
+        command += ["--server.port", str(port), "--server.headless", "true", "--server.fileWatcherType", "none"]
+        command += ["--browser.gatherUsageStats", "false"]
     # A script outside cwd finds the package all the same.
     path = os.pathsep.join(filter(None, [str(cwd), os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": path, **environment}
@@ -200,7 +205,7 @@ def _start_streamlit(script: Path, cwd: Path, log: Path, environment: dict[str, 
 
 
 def _wait_until_healthy(process: subprocess.Popen, url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{url}/_stcore/health", timeout=1):

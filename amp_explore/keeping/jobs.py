@@ -58,6 +58,7 @@ class Job:
     error: str = ""
     started: float = 0.0
     watched: dict[str, float] = field(default_factory=dict)  # by whom, and when last
+    stopped_by: str = ""  # who ended it for everybody
     finished: threading.Event = field(default_factory=threading.Event, repr=False)
     _cancel: threading.Event = field(default_factory=threading.Event, repr=False)
 

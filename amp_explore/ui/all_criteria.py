@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import streamlit as st
 
@@ -14,7 +14,7 @@ from amp_explore.models.loading import LoadedModel
 from amp_explore.observe.statistics import gram_bytes
 from amp_explore.progress import part
 from amp_explore.texts.calibration import TokenWindows
-from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_for
+from amp_explore.ui.jobs import begin, clicked, latest_job, show_failure, start, wait_for
 from amp_explore.ui.scoring import say_what_is_refused
 from amp_explore.ui.session import workbench
 from amp_explore.ui.text import EVIDENCE, by_reason
@@ -36,7 +36,7 @@ def scored_criteria(loaded: LoadedModel, windows: TokenWindows) -> dict[str, Sco
     if job is None or job.state == "done":
         quick = [name for name in missing if not lacks[name] and _is_quick(loaded, windows, name)]
         if quick:
-            job = score_by(loaded, windows, quick, urgent=True)
+            job = _score_by(begin, loaded, windows, quick, urgent=True)
     running = job is not None and job.active
     with st.container(horizontal=True, vertical_alignment="center"):
         wanted = {
@@ -89,14 +89,20 @@ def is_scoring(loaded: LoadedModel, windows: TokenWindows) -> bool:
 
 
 def score_by(
+    loaded: LoadedModel, windows: TokenWindows, names: Sequence[str], wanted: Collection[str] = ()
+) -> Job | None:
+    """Have a job collect the `wanted` kinds of evidence and add the scores by these criteria to what is there."""
+    return _score_by(start, loaded, windows, names, wanted)
+
+
+def _score_by(
+    queue: Callable[..., Job | None],
     loaded: LoadedModel,
     windows: TokenWindows,
     names: Sequence[str],
     wanted: Collection[str] = (),
-    *,
-    urgent: bool = False,
+    **options: bool,
 ) -> Job | None:
-    """Have a job collect the `wanted` kinds of evidence and add the scores by these criteria to what is there."""
     topic = _topic(loaded, windows)
     there, bench = _scored(topic), workbench()
 
@@ -111,7 +117,7 @@ def score_by(
         if failed:
             raise AmpExploreError(" · ".join(failed))
 
-    return start("Scores", topic, work, urgent=urgent)
+    return queue("Scores", topic, work, **options)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

@@ -1,14 +1,21 @@
-"""What every page begins with: page settings, the sidebar, a loaded model, messages and the plan's vitals."""
+"""What stands around every page: page settings, the sidebar, a loaded model, messages and the plan's vitals."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 from transformers.utils import logging as transformers_logging
 
-from amp_explore.ui.jobs import long_jobs, show_long_jobs
+from amp_explore.ui.door import PageEnded, door
+from amp_explore.ui.jobs import long_jobs, show_long_jobs, tell_of_stopped_jobs
 from amp_explore.ui.model_choice import load_chosen, model_picker
 from amp_explore.ui.plan_files import plan_files
+from amp_explore.ui.server_warnings import server_warnings
 from amp_explore.ui.session import Session, session
+from amp_explore.ui.text import literal
 from amp_explore.ui.vitals import show_vitals
 
 PAGES = (
@@ -28,18 +35,45 @@ _STYLE = """<style>
 </style>"""
 
 
-def open_page(title: str) -> Session:
-    """Draw the shell around the page and return the session, its model loaded.
+@contextmanager
+def open_page(title: str) -> Iterator[Session]:
+    """The frame around a page: `with open_page("Speed") as state:` draws it and gives the session, its model loaded.
 
-    Stops the script while the model loads.
+    The script stops here while the model loads. Whatever goes wrong in here or inside becomes one message; notices are
+    drawn when the page is done or has ended early, so that those of this very run are among them.
     """
     st.set_page_config(page_title=f"{title} · AMP Explore", page_icon="✂️", layout="wide")
     transformers_logging.disable_progress_bar()
     st.html(_STYLE)
-    state = session()
+    state, whole, failed = session(), False, True
     if state.page != title:
         state.page = title
         state.clicks.clear()
+    vitals, files = _sidebar(state)
+    st.title(title)
+    notices = st.container()
+    try:
+        with door():
+            with suppress(PageEnded):
+                load_chosen(state)
+                _above(state)
+                _fill_sidebar(state, vitals, files)
+                state.mirror()
+                yield state
+                whole = True
+            failed = False
+    finally:
+        state.rest()
+    if failed:
+        st.button("Try again", type="primary", key="failed")
+    with notices:
+        _notices(state)
+    if not whole:
+        st.stop()  # now: what was not drawn keeps its state
+
+
+def _sidebar(state: Session) -> tuple[DeltaGenerator, DeltaGenerator]:
+    """Draw the navigation and the model picker; returns the places for the plan's vitals and for its file."""
     with st.sidebar:
         st.markdown("### :material/content_cut: AMP Explore")
         for path, label, icon in PAGES:
@@ -47,38 +81,39 @@ def open_page(title: str) -> Session:
         st.divider()
         vitals = st.container()
         model_picker(state)
-        files = st.container()
-    st.title(title)
-    notices = st.container()
-    try:
-        load_chosen(state)
-    finally:  # also when the script stops there, or starts over: a message must not wait for the next model
-        with notices:
-            _notices(state)
-    if state.loaded.random:
-        st.warning(
-            "Random weights: speed, memory and counts are real; scores, perplexity and answers mean nothing.",
-            icon=":material/casino:",
-        )
+        return vitals, st.container()
+
+
+def _fill_sidebar(state: Session, vitals: DeltaGenerator, files: DeltaGenerator) -> None:
     with vitals:
         show_vitals(state)
         if long_jobs():
             show_long_jobs()
     with files, st.expander("Plan file", icon=":material/description:"):
         plan_files(state)
-    state.mirror()
-    return state
+
+
+def _above(state: Session) -> None:
+    """What stands above every page's own part, for everybody on this server or for this session."""
+    for warning in server_warnings():
+        st.warning(literal(warning), icon=":material/warning:")
+    if state.loaded.random:
+        st.warning(
+            "Random weights: speed, memory and counts are real; scores, perplexity and answers mean nothing.",
+            icon=":material/casino:",
+        )
+    tell_of_stopped_jobs()
 
 
 def _notices(state: Session) -> None:
     for number, message in enumerate(list(state.notices)):
         text, button = st.columns([12, 1], vertical_alignment="center")
-        text.error(message)
+        text.error(literal(message))
         button.button(
             "",
             icon=":material/close:",
             key=f"dismiss-{number}",
             help="Dismiss",
-            on_click=state.notices.remove,
+            on_click=state.dismiss,
             args=(message,),
         )

@@ -1,7 +1,8 @@
 """Jobs as a page shows them: begun by a click, watched with a bar and a cancel button, and heard of when they fail.
 
 Work that takes time runs as a job; a page shows it with `wait_for`, which polls while the job is active and draws the
-page again when it ends.
+page again when it ends. What two sessions ask for is done once, and both wait for it; what came of a job is shown to
+those who waited, and nobody else.
 """
 
 from __future__ import annotations
@@ -12,53 +13,76 @@ from typing import Any
 
 import streamlit as st
 
-from amp_explore.errors import AmpExploreError
-from amp_explore.keeping.jobs import Job
+from amp_explore.keeping.jobs import Job, QueueFull
+from amp_explore.ui.door import door
 from amp_explore.ui.session import runner, session
-from amp_explore.ui.text import megabytes
+from amp_explore.ui.text import literal, megabytes, sentence
 
 
 def start(label: str, topic: str, work: Callable[[Job], Any], **options: Any) -> Job | None:
-    """Queue work, unless a job of this topic is active already."""
-    session().stopped.discard(topic)
-    for job in runner().jobs(topic):
-        if job.active:
-            return job
-    return submit(label, topic, work, **options)
+    """Queue work, unless a job of this topic is active already. A full queue becomes a notice and None.
 
-
-def submit(label: str, topic: str, work: Callable[[Job], Any], **options: Any) -> Job | None:
-    """Queue work; a full queue becomes a notice and None."""
+    With `anew`, what is active does not count. Other options are those of `JobRunner.submit`.
+    """
     try:
-        return runner().submit(label, work, topic=topic, **options)
-    except AmpExploreError as error:
-        session().notice(error)
+        return _started(label, topic, work, **options)
+    except QueueFull as error:
+        session().notice(sentence(error))
         return None
 
 
+def begin(label: str, topic: str, work: Callable[[Job], Any], **options: Any) -> Job | None:
+    """`start` for work that the page begins by itself: a full queue is said here, with a button to try again."""
+    try:
+        return _started(label, topic, work, **options)
+    except QueueFull as error:
+        st.warning(literal(sentence(error)))
+        st.button("Try again", key=f"again-{topic}")
+        return None
+
+
+def _started(label: str, topic: str, work: Callable[[Job], Any], *, anew: bool = False, **options: Any) -> Job:
+    session().stopped.discard(topic)
+    active = None if anew else next((job for job in runner().jobs(topic) if job.active), None)
+    job = active or runner().submit(label, work, topic=topic, **options)
+    _join(job)
+    return job
+
+
 def latest_job(topic: str) -> Job | None:
-    """The newest job of a topic, whatever became of it."""
-    return next(reversed(runner().jobs(topic)), None)
+    """The newest job of a topic that is at work, or that this session waited for, whatever became of it."""
+    state = session()
+    given_up = topic in state.stopped
+    for job in reversed(runner().jobs(topic)):
+        if state.id in job.watched or (job.active and not given_up):
+            return job
+    return None
 
 
 def show_failure(topic: str) -> None:
     """Say it if the newest job of this topic failed."""
     job = latest_job(topic)
     if job is not None and job.state == "failed":
-        st.error(f"{job.label} failed: {job.error}")
+        st.error(literal(f"{job.label} failed: {job.error}"))
 
 
 def wait_for(job: Job) -> None:
     """Show a job's progress with a cancel button; the page is drawn again when the job ends."""
+    _join(job)
     _watch(job.id)
 
 
+def _join(job: Job) -> None:
+    job.watched[session().id] = time.monotonic()
+
+
 @st.fragment(run_every=0.3)
+@door()
 def _watch(job_id: str) -> None:
     job = runner().get(job_id)
     if job is None or not job.active:
         st.rerun()
-    job.watched[session().id] = time.monotonic()
+    _join(job)
     if job.state == "queued":
         ahead = runner().running
         text = f"{job.label}: waiting for {ahead.label}" if ahead else f"{job.label}: waiting"
@@ -66,8 +90,8 @@ def _watch(job_id: str) -> None:
         text, left = _at_work(job), job.seconds_left
         text += f", about {left:.0f} s left" if left and left > 1 else ""
     bar, button = st.columns([6, 1], vertical_alignment="center")
-    bar.progress(min(job.done / job.total, 1.0) if job.total else 0.0, text=text)
-    button.button("Cancel", key=f"cancel-{job_id}", on_click=_cancel, args=(job,), width="stretch")
+    bar.progress(_share_done(job), text=literal(text))
+    button.button("Cancel", key=f"cancel-{job_id}", on_click=_leave, args=(job,), width="stretch")
 
 
 def others_wait_for(job: Job) -> bool:
@@ -82,6 +106,7 @@ def long_jobs() -> list[Job]:
 
 
 @st.fragment(run_every=1.0)
+@door()
 def show_long_jobs() -> None:
     """Everybody's long jobs, seen from every page."""
     jobs = long_jobs()
@@ -91,12 +116,16 @@ def show_long_jobs() -> None:
     for job in jobs:
         left = "" if job.seconds_left is None else f", about {job.seconds_left:.0f} s left"
         line, button = st.columns([5, 1], vertical_alignment="center")
-        line.progress(
-            min(job.done / job.total, 1.0) if job.total else 0.0,
-            text=(f"{job.label}: waiting" if job.state == "queued" else _at_work(job)) + left,
-        )
+        text = (f"{job.label}: waiting" if job.state == "queued" else _at_work(job)) + left
+        line.progress(_share_done(job), text=literal(text))
+        whose = ", which another session waits for; it will be told" if others_wait_for(job) else ""
         button.button(
-            "", icon=":material/close:", key=f"stop-{job.id}", help=f"Stop {job.label}", on_click=_cancel, args=(job,)
+            "",
+            icon=":material/close:",
+            key=f"stop-{job.id}",
+            help=literal(f"Stop {job.label}{whose}"),
+            on_click=_stop,
+            args=(job,),
         )
 
 
@@ -106,9 +135,35 @@ def _at_work(job: Job) -> str:
     return f"{text}, {megabytes(job.done)} of {megabytes(job.total)}" if job.aside and job.total > 1 else text
 
 
-def _cancel(job: Job) -> None:
-    session().stopped.add(job.topic)
+def _share_done(job: Job) -> float:
+    return min(job.done / job.total, 1.0) if job.total else 0.0
+
+
+def _leave(job: Job) -> None:
+    """Wait for a job no longer. It goes on if another session waits for it."""
+    state = session()
+    state.stopped.add(job.topic)
+    if others_wait_for(job):
+        job.watched.pop(state.id, None)
+    else:
+        job.cancel()
+
+
+def _stop(job: Job) -> None:
+    """End a job, whoever waits for it."""
+    state = session()
+    state.stopped.add(job.topic)
+    job.stopped_by = state.id
     job.cancel()
+
+
+def tell_of_stopped_jobs() -> None:
+    """A notice for each job that this session waited for and that another one stopped; it does not begin again."""
+    state = session()
+    for job in runner().jobs():
+        if job.stopped_by not in ("", state.id) and job.watched.pop(state.id, None):
+            state.stopped.add(job.topic)
+            state.notice(f"{job.label} was stopped in another session.")
 
 
 def clicked(container, label: str, *, shown: bool = True, disabled: bool = False, **options: Any) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 import streamlit as st
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.keeping.jobs import Job
 from amp_explore.surgery.costs import CONTEXT, costs_of_plan
 from amp_explore.surgery.repair import METHODS
-from amp_explore.texts.calibration import TokenWindows
-from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, submit, wait_for
-from amp_explore.ui.session import Session, evaluation, window_of, workbench
-from amp_explore.ui.text import compact, megabytes, signed_percent, text_of
+from amp_explore.texts.calibration import TokenWindows, fetch_text, needs_network
+from amp_explore.ui.jobs import begin, clicked, latest_job, show_failure, start, wait_for
+from amp_explore.ui.scoring import own_text
+from amp_explore.ui.session import Session, workbench
+from amp_explore.ui.text import compact, literal, megabytes, signed_percent, text_of
+from amp_explore.ui.windows import Evaluation, window_of, windows_or_wait
 from amp_explore.workbench import LIVE_WINDOWS
 
 _CHOICES = [1, 2, 4, 8, 16, 64]
@@ -27,7 +31,7 @@ def live_panel(state: Session) -> None:
         key="live_windows",
         persist_state="session",
     )
-    live_perplexity(state, evaluation(state.loaded, windows))
+    live_perplexity(state, Evaluation(windows))
 
 
 def costs(state: Session) -> None:
@@ -50,14 +54,17 @@ def costs(state: Session) -> None:
     st.caption(f"Exact counts; FLOPs at a context of {CONTEXT} tokens.")
 
 
-def live_perplexity(state: Session, windows: TokenWindows) -> None:
-    """Show the plan's perplexity beside the dense one.
+def live_perplexity(state: Session, text: Evaluation) -> None:
+    """Show the plan's perplexity on a text beside the dense one.
 
     What is not known yet is measured in the background; the newest plan wins.
     """
     bench, loaded, plan = workbench(), state.loaded, state.plan
     if loaded.random:
         st.metric("Perplexity", "–", "random weights", delta_color="off", delta_arrow="off")
+        return
+    windows = windows_or_wait(loaded, text)
+    if windows is None:
         return
     dense, pruned = (bench.known_perplexity(loaded, which, windows) for which in (state.dense, plan))
     label = "Perplexity"
@@ -87,23 +94,58 @@ def live_perplexity(state: Session, windows: TokenWindows) -> None:
 def _repaired(state: Session) -> bool:
     """Whether the plan can be measured at once; a repair that takes minutes is begun by a click, not by an edit."""
     bench, loaded, plan = workbench(), state.loaded, state.plan
+    if plan.repair and not plan.is_empty and not _repair_text_is_here(state):
+        return False
     try:
         if bench.is_ready(loaded, plan):
             return True
     except AmpExploreError as error:  # the text that the repair names is not here
-        st.error(str(error))
+        st.error(literal(error))
         return False
     st.metric("Perplexity", "–", "not repaired yet", delta_color="off", delta_arrow="off")
     topic = f"repair:{state.fingerprint}:{loaded.dtype}:{plan.digest}"
-    show_failure(topic)
     job = latest_job(topic)
     idle = job is None or not job.active
     if clicked(st, "Repair this plan", shown=idle, type="primary", width="stretch"):
         job = start("Repair", topic, lambda job: bench.sliced(loaded, plan, progress=job) and None)
+    show_failure(topic)
     if job is not None and job.active:
         wait_for(job)
     else:
         st.caption(f"{METHODS[plan.repair.method].title}: {METHODS[plan.repair.method].says}")
+    return False
+
+
+def _repair_text_is_here(state: Session) -> bool:
+    """Whether the text of the plan's repair is at hand, or a bundled one.
+
+    What a plan from elsewhere may name is not read by itself: a text from the hub is after a click, and a file is the
+    one that the person gives.
+    """
+    bench, loaded, repair = workbench(), state.loaded, state.plan.repair
+    if bench.knows(loaded, repair) or not (repair.text or needs_network(repair.source)):
+        return True
+    st.metric("Perplexity", "–", "not repaired yet", delta_color="off", delta_arrow="off")
+    topic = f"repair text:{state.fingerprint}:{repair}"
+    job = latest_job(topic)
+    idle = job is None or not job.active
+    path = None
+    if repair.text:
+        name = literal(PurePath(repair.text).name)
+        path = own_text(st, "the repair", f"This plan is repaired on a file, {name}: upload it to have it measured.")
+    else:
+        st.caption(f"This plan is repaired on {literal(repair.source)}, from the hub.")
+    ready = idle and bool(path or not repair.text)
+    if clicked(st, "Read the repair's text", shown=ready, type="primary", width="stretch"):
+        job = start(
+            "Reading the text",
+            topic,
+            lambda job: bench.repair_windows(loaded, repair, path) and None,
+            before=None if repair.text else lambda job: fetch_text(repair.source, job),
+        )
+    show_failure(topic)
+    if job is not None and job.active:
+        wait_for(job)
     return False
 
 
@@ -128,7 +170,7 @@ def _measure(state: Session, wanted: str, windows: TokenWindows) -> None:
     elif stopped:
         return
     if not current:
-        st.session_state.live_wanted = wanted
-        job = submit("Perplexity", topic, work, urgent=True)
+        job = begin("Perplexity", topic, work, anew=True, urgent=True)
     if job is not None:
+        st.session_state.live_wanted = wanted
         wait_for(job)

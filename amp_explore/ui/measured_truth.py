@@ -16,9 +16,11 @@ from amp_explore.studies.ablation import AblationMap, ablate, ablations, in_bloc
 from amp_explore.texts.calibration import TokenWindows
 from amp_explore.ui.all_criteria import is_scoring, lacking, score_by
 from amp_explore.ui.charts import disagreement_map, image_options, score_against_damage
+from amp_explore.ui.downloads import download_csv
 from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_for
-from amp_explore.ui.session import Calibration, windows_of, workbench
+from amp_explore.ui.session import workbench
 from amp_explore.ui.text import EVIDENCE, text_of
+from amp_explore.ui.windows import Calibration, windows_or_wait
 
 
 def measured_truth(loaded: LoadedModel, calibration: Calibration) -> AblationMap | None:
@@ -40,10 +42,12 @@ def measured_truth(loaded: LoadedModel, calibration: Calibration) -> AblationMap
         persist_state="session",
     )
     block, bench = block or None, workbench()
-    text = windows_of(loaded, calibration.of(count))
+    text = windows_or_wait(loaded, calibration.of(count))
+    if text is None:
+        return None
     known = known_ablations(bench, loaded, text, block=block)
     total = len(ablations(loaded.shape, block))
-    topic = f"ablation:{loaded.shape.fingerprint}:{loaded.dtype}:{text.digest}"
+    topic = f"ablation:{loaded.shape.fingerprint}:{loaded.dtype}:{text.digest}:{block}"
     job = latest_job(topic)
     running = job is not None and job.active
     done = 0 if known is None else known.measured
@@ -113,7 +117,7 @@ def _correlations(by: dict[str, Sequence[np.ndarray]], damage: Sequence[np.ndarr
         height="content",
         column_config={name: st.column_config.NumberColumn(format="%+.2f") for name in table.columns[1::2]},
     )
-    st.download_button("CSV", table.to_csv(index=False), "agreement.csv", "text/csv", icon=":material/download:")
+    download_csv(st, table, "agreement.csv")
 
 
 def _unit_by_unit(values: Sequence[np.ndarray], damage: Sequence[np.ndarray], title: str, one: str) -> None:
@@ -150,8 +154,9 @@ def _why_not(loaded: LoadedModel, windows: TokenWindows, name: str, unit: str) -
     lacks = lacking(loaded, windows, name)
     needed = f"it needs {' and '.join(EVIDENCE[kind] for kind in lacks)} of this text" if lacks else "it takes longer"
     st.info(f"{title} has not scored this model yet: {needed}.")
-    running = is_scoring(loaded, windows)
-    st.button("Score by it", on_click=score_by, args=(loaded, windows, [name], lacks), disabled=running)
+    if clicked(st, "Score by it", disabled=is_scoring(loaded, windows)):
+        score_by(loaded, windows, [name], lacks)
+        st.rerun()  # it is shown on top of the page
 
 
 def _interval(of: agreement.Agreement) -> str:

@@ -6,6 +6,7 @@ import streamlit as st
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.plan import PruningPlan
+from amp_explore.ui.door import told
 from amp_explore.ui.session import Session, session
 
 
@@ -22,11 +23,12 @@ def plan_files(state: Session) -> None:
     st.file_uploader("Upload a plan", type=["json"], key="plan-upload", on_change=_uploaded)
 
 
+@told
 def _uploaded() -> None:
     state, upload = session(), st.session_state["plan-upload"]
     if upload is None:
         return
     try:
-        state.history.push(PruningPlan.from_json(upload.getvalue(), state.loaded.shape))
+        state.history.push(PruningPlan.from_json(upload.getvalue(), state.shape))
     except AmpExploreError as error:
         state.notice(f"{upload.name}: {str(error).rstrip('.')}. Your plan is as it was.")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import streamlit as st
 
+from amp_explore.criteria import registry
 from amp_explore.criteria.registry import CRITERIA, unavailable
 from amp_explore.criteria.scores import Scores, scores_by_lot
 from amp_explore.errors import AmpExploreError
@@ -14,9 +16,28 @@ from amp_explore.folders import write_atomically
 from amp_explore.keeping.jobs import Job
 from amp_explore.models.loading import LoadedModel
 from amp_explore.texts.assets import cache_root
-from amp_explore.ui.jobs import clicked, latest_job, others_wait_for, show_failure, start, wait_for
-from amp_explore.ui.session import Calibration, Scoring, Session, scores_of, window_of, windows_of, workbench
-from amp_explore.ui.text import all_explained, by_reason, explained, option
+from amp_explore.texts.calibration import TokenWindows
+from amp_explore.ui.jobs import begin, clicked, latest_job, others_wait_for, show_failure, wait_for
+from amp_explore.ui.session import Session, workbench
+from amp_explore.ui.text import all_explained, by_reason, explained, literal, option
+from amp_explore.ui.windows import Calibration, window_of, windows_or_wait
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How units are scored: by which criterion, heads by another one where it is named, on which text."""
+
+    calibration: Calibration = Calibration()
+    criterion: str = "amp"
+    heads: str | None = None
+
+    @property
+    def heads_by(self) -> str:
+        return registry.heads_by(self.criterion, self.heads)
+
+    def made_by(self) -> dict[str, str]:
+        """What a plan says of it."""
+        return {"criterion": self.criterion} | ({"heads_criterion": self.heads} if self.heads else {})
 
 
 def scores_or_wait(state: Session, scoring: Scoring, *, chosen: bool = True) -> Scores | None:
@@ -46,14 +67,16 @@ def _scores_or_job(state: Session, scoring: Scoring) -> Scores | Job | None:
         return scores_by_lot(loaded.shape)
     for name in (scoring.criterion, scoring.heads_by):
         if reason := unavailable(name, loaded):
-            st.info(f"{CRITERIA[name].title} cannot score this model: {reason}.")
+            st.info(f"{CRITERIA[name].title} cannot score this model: {literal(reason)}.")
             return None
+    windows = windows_or_wait(loaded, scoring.calibration)
+    if windows is None:
+        return None
     try:
-        windows = windows_of(loaded, scoring.calibration)
         if workbench().has_scores(loaded, windows, scoring.criterion, scoring.heads):
-            return scores_of(loaded, scoring)
+            return _scores(loaded, windows, state.fingerprint, loaded.dtype, windows.digest, scoring)
     except AmpExploreError as error:
-        st.error(str(error))
+        st.error(literal(error))
         return None
     topic = f"score:{state.fingerprint}:{loaded.dtype}:{windows.digest}:{scoring.criterion}:{scoring.heads_by}"
     show_failure(topic)
@@ -63,26 +86,31 @@ def _scores_or_job(state: Session, scoring: Scoring) -> Scores | Job | None:
         st.info("The heads and neurons of this model are not scored on this text yet.")
         return None
     title = CRITERIA[scoring.criterion].title
-    return start(
+    return begin(
         f"Scoring {loaded.name} by {title}",
         topic,
         lambda job: workbench().scores(loaded, windows, scoring.criterion, scoring.heads, progress=job) and None,
     )
 
 
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _scores(
+    _loaded: LoadedModel, _windows: TokenWindows, fingerprint: str, dtype: str, digest: str, scoring: Scoring
+) -> Scores:
+    """Scores whose evidence is there already, kept by everything they depend on."""
+    return workbench().scores(_loaded, _windows, scoring.criterion, scoring.heads)
+
+
 def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None] | None = None) -> Scoring:
     """The pickers for criterion and calibration, the same on every page, and what the criterion says."""
     left, right = container.columns([3, 4])
 
-    def named(name: str) -> str:
-        if unavailable(name, loaded):
-            return f"{CRITERIA[name].title} (not for this model)"
-        return option(CRITERIA[name]) + ("" if CRITERIA[name].heads else " (neurons alone)")
-
+    # A table, not a function that knows the model: Streamlit keeps it for as long as the session is open.
+    named = {name: _named(name, loaded) for name in CRITERIA}
     criterion = left.selectbox(
         "Criterion",
         list(CRITERIA),
-        format_func=named,
+        format_func=named.get,
         key="criterion",
         persist_state="session",
         on_change=on_change,
@@ -93,7 +121,7 @@ def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None
         heads = left.selectbox(
             "Heads by",
             [name for name, each in CRITERIA.items() if each.heads],
-            format_func=named,
+            format_func=named.get,
             key="heads_criterion",
             persist_state="session",
             on_change=on_change,
@@ -104,6 +132,13 @@ def scoring_options(container, loaded: LoadedModel, on_change: Callable[[], None
         container.caption(f"{explained(CRITERIA[name])} · higher matters more")
     say_what_is_refused(container, loaded)
     return scoring
+
+
+def _named(name: str, loaded: LoadedModel) -> str:
+    """A criterion in the picker."""
+    if unavailable(name, loaded):
+        return f"{CRITERIA[name].title} (not for this model)"
+    return option(CRITERIA[name]) + ("" if CRITERIA[name].heads else " (neurons alone)")
 
 
 def say_what_is_refused(container, loaded: LoadedModel) -> None:
@@ -142,8 +177,8 @@ def calibration_options(container, loaded: LoadedModel) -> Calibration:
     return Calibration(text=own_text(container, "calibration"), windows=windows)
 
 
-def own_text(container, purpose: str) -> str | None:
-    """The path of the text that the person uploaded for this purpose; None, and Wikipedia instead, before that."""
+def own_text(container, purpose: str, before: str = "Upload a text file; until then, Wikipedia is used.") -> str | None:
+    """The path of the text that the person uploaded for this purpose; None, and a word on it, before that."""
     upload = container.file_uploader(f"Text for {purpose} (UTF-8)", type=["txt", "md", "text"])
     if upload is not None:
         data = upload.getvalue()
@@ -153,5 +188,5 @@ def own_text(container, purpose: str) -> str | None:
         st.session_state[f"text for {purpose}"] = str(path)
     kept = st.session_state.get(f"text for {purpose}")
     if kept is None:
-        container.info("Upload a text file; until then, Wikipedia is used.")
+        container.info(before)
     return kept

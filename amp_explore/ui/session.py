@@ -2,30 +2,29 @@
 
 Shared: the workbench (models, cache) and the job queue. Held: which model is chosen, one undo stack of plans per model,
 which layers are locked. Everything else is derived from these; model and plan are mirrored in the address bar, so a
-link or a reload brings them back.
+link or a reload brings them back. The model itself is held while a page is drawn and no longer: an idle session must
+not keep in memory what the pool has let go.
 """
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
+from weakref import ref
 
 import streamlit as st
 
-from amp_explore.criteria import registry
-from amp_explore.criteria.scores import Scores
-from amp_explore.errors import AmpExploreError
+from amp_explore.errors import AmpExploreError, ModelError
 from amp_explore.keeping.jobs import Job, JobRunner
-from amp_explore.models.families import context_of
+from amp_explore.models.allowed import allowed_models
 from amp_explore.models.loading import LoadedModel
-from amp_explore.plan import PruningPlan, Repair, RepairMethod
-from amp_explore.texts.calibration import TokenWindows, calibration_windows, evaluation_windows
+from amp_explore.models.shapes import ModelShape
+from amp_explore.plan import PruningPlan, Repair
 from amp_explore.ui.text import sentence
 from amp_explore.workbench import Workbench
 
-DEFAULT_MODEL = "demo"
-WINDOW = 512
-"""Tokens in each window of text, unless the model has no room for so many."""
+DEMO = "demo"
+_LONGEST_SOURCE = 500  # characters of a model's name in a link
 _LONGEST_TOKEN = 8000  # characters of plan that still go into the address bar; longer ones are kept on the server
 
 
@@ -67,8 +66,9 @@ class History:
 class Session:
     """The state of one browser session."""
 
-    source: str = DEFAULT_MODEL
+    source: str
     dtype: str = "auto"
+    linked: str = ""  # the model that the link names, until a person has it loaded, or not
     last_good: tuple[str, str] | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     link: str = ""  # the plan in the address bar when the session began, until it is applied
@@ -79,11 +79,24 @@ class Session:
     scoring: Job | None = None  # what this person last waited for
     clicks: set[str] = field(default_factory=set)  # buttons that were clicked, until the page has seen it
     page: str = ""  # whose buttons these are
-    loaded: LoadedModel | None = None  # set anew on every run, by the shell
+    shape: ModelShape | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)  # of each source, as it was when last taken up
+    _model: ref[LoadedModel] | None = None
+    _held: LoadedModel | None = None  # while a page is drawn
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model. Raises `ModelError` if it was let go since the page was drawn."""
+        loaded = self._model and self._model()
+        if loaded is None:
+            raise ModelError(
+                "the model was let go while this page was idle, and is loaded again; then do that once more"
+            )
+        return loaded
 
     @property
     def fingerprint(self) -> str:
-        return self.loaded.shape.fingerprint
+        return self.shape.fingerprint
 
     @property
     def history(self) -> History:
@@ -95,7 +108,7 @@ class Session:
 
     @property
     def dense(self) -> PruningPlan:
-        return PruningPlan.empty(self.loaded.shape)
+        return PruningPlan.empty(self.shape)
 
     @property
     def locked_layers(self) -> frozenset[int]:
@@ -113,13 +126,26 @@ class Session:
         self.locked[self.fingerprint] = self.locked_layers ^ {layer}
 
     def notice(self, message: object) -> None:
-        """Show a message on top of the page until it is dismissed."""
+        """Show a message, a plain text, on top of the page until it is dismissed."""
         if str(message) not in self.notices:
             self.notices.append(str(message))
 
+    def dismiss(self, message: str) -> None:
+        """Show a message no longer."""
+        if message in self.notices:
+            self.notices.remove(message)
+
+    def choose(self, source: str, dtype: str) -> None:
+        """Explore this model from the next run on."""
+        self.source, self.dtype, self.linked = source, dtype, ""
+
     def begin(self, loaded: LoadedModel) -> None:
         """Take up a loaded model: its undo stack, or a new one that starts with the plan of the link."""
-        self.loaded, self.last_good = loaded, (self.source, self.dtype)
+        self._held, self._model, self.shape = loaded, ref(loaded), loaded.shape
+        self.last_good = (self.source, self.dtype)
+        if self.fingerprints.get(self.source, self.fingerprint) != self.fingerprint:
+            self.notice(f"The files of {loaded.name} have changed: it is loaded anew, and its plan begins anew too.")
+        self.fingerprints[self.source] = self.fingerprint
         if self.fingerprint in self.histories:
             return
         self.histories[self.fingerprint] = History([self.dense])
@@ -131,10 +157,14 @@ class Session:
         except AmpExploreError as error:
             self.notice(f"{sentence(error)} The page goes on with the dense model.")
 
+    def rest(self) -> None:
+        """The page is drawn: the pool may let the model go."""
+        self._held = None
+
     def mirror(self) -> None:
         """Put model and plan into the address bar."""
         wanted = {}
-        if self.source != DEFAULT_MODEL:
+        if self.source != default_model():
             wanted["model"] = self.source
         if self.plan.repair or not self.plan.is_empty:
             token, own_text = self.plan.to_token(), self.plan.repair and self.plan.repair.text
@@ -153,101 +183,17 @@ def _plan_of_link(token: str, loaded: LoadedModel) -> PruningPlan:
     return PruningPlan.from_token(token, loaded.shape)
 
 
+def default_model() -> str:
+    """What a session begins with: the demo model, or the first that this server offers if it does not offer that."""
+    offered = allowed_models()
+    return offered[0] if offered and DEMO not in offered else DEMO
+
+
 def session() -> Session:
     """This browser session's state, begun from the address bar on the first run."""
     if "session" not in st.session_state:
-        source = st.query_params.get("model", DEFAULT_MODEL)[:500]
-        st.session_state.session = Session(source=source, link=st.query_params.get("plan", ""))
+        source = default_model()
+        linked = st.query_params.get("model", source)[:_LONGEST_SOURCE]
+        plan = st.query_params.get("plan", "")
+        st.session_state.session = Session(source, linked="" if linked == source else linked, link=plan)
     return st.session_state.session
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What to score on; hashable, so that windows and scores can be kept under it."""
-
-    source: str = "wiki"
-    text: str | None = None  # path of an own text
-    windows: int = 64
-    window: int = WINDOW
-
-    def of(self, windows: int) -> Calibration:
-        """As many windows of the same text."""
-        return replace(self, windows=windows)
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How units are scored: by which criterion, heads by another one where it is named, on which text."""
-
-    calibration: Calibration = Calibration()
-    criterion: str = "amp"
-    heads: str | None = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return registry.needs(self.criterion, self.heads)
-
-    @property
-    def heads_by(self) -> str:
-        return registry.heads_by(self.criterion, self.heads)
-
-    def made_by(self) -> dict[str, str]:
-        """What a plan says of it."""
-        return {"criterion": self.criterion} | ({"heads_criterion": self.heads} if self.heads else {})
-
-
-def repair_of(loaded: LoadedModel, method: RepairMethod, calibration: Calibration) -> Repair:
-    """A repair fitted on the calibration windows."""
-    windows = windows_of(loaded, calibration)
-    workbench().know(loaded, windows)
-    return Repair(method, windows.digest, **asdict(_within(loaded, calibration)))
-
-
-def windows_of(loaded: LoadedModel, calibration: Calibration) -> TokenWindows:
-    """The calibration windows; tokenising takes a second, so they are kept."""
-    return _windows(loaded, loaded.tokenizer_digest, _within(loaded, calibration))
-
-
-def window_of(loaded: LoadedModel) -> int:
-    """Tokens in each window that the dashboard runs: 512, or what the model's positions have room for."""
-    return min(WINDOW, (context_of(loaded.model) or WINDOW + 1) - 1)  # a BOS may come in front
-
-
-def _within(loaded: LoadedModel, calibration: Calibration) -> Calibration:
-    return replace(calibration, window=min(calibration.window, window_of(loaded)))
-
-
-@st.cache_resource(max_entries=16, show_spinner="Reading the text …")
-def _windows(_loaded: LoadedModel, tokenizer: str, calibration: Calibration) -> TokenWindows:
-    return calibration_windows(
-        _loaded.tokenizer,
-        calibration.source,
-        text=calibration.text,
-        window=calibration.window,
-        windows=calibration.windows,
-    )
-
-
-def evaluation(loaded: LoadedModel, count: int, source: str = "wiki", text: str | None = None) -> TokenWindows:
-    """The first `count` windows of an evaluation text, or of the file `text`."""
-    return _evaluation(loaded, loaded.tokenizer_digest, window_of(loaded), count, source, text)
-
-
-@st.cache_resource(max_entries=16, show_spinner="Reading the text …")
-def _evaluation(
-    _loaded: LoadedModel, tokenizer: str, window: int, count: int, source: str, text: str | None
-) -> TokenWindows:
-    return evaluation_windows(_loaded.tokenizer, source, text=text, window=window, windows=count)
-
-
-@st.cache_resource(max_entries=16, show_spinner=False)
-def _scores(
-    _loaded: LoadedModel, fingerprint: str, dtype: str, windows: str, _windows: TokenWindows, scoring: Scoring
-) -> Scores:
-    return workbench().scores(_loaded, _windows, scoring.criterion, scoring.heads)
-
-
-def scores_of(loaded: LoadedModel, scoring: Scoring) -> Scores:
-    """Scores whose evidence is there already, kept by everything they depend on."""
-    windows = windows_of(loaded, scoring.calibration)
-    return _scores(loaded, loaded.shape.fingerprint, loaded.dtype, windows.digest, windows, scoring)

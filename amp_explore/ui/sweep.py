@@ -16,9 +16,11 @@ from amp_explore.studies.recipe import ALLOCATIONS
 from amp_explore.surgery.repair import METHODS
 from amp_explore.texts.calibration import TokenWindows
 from amp_explore.ui.charts import image_options, quality_curves
+from amp_explore.ui.downloads import download_csv
 from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_for
-from amp_explore.ui.session import Calibration, evaluation, repair_of, workbench
+from amp_explore.ui.session import session, workbench
 from amp_explore.ui.text import option, repair_option, text_of
+from amp_explore.ui.windows import Calibration, Evaluation, repair_of, windows_of
 
 
 def sweep(loaded: LoadedModel, calibration: Calibration, windows: TokenWindows) -> None:
@@ -62,7 +64,9 @@ def sweep(loaded: LoadedModel, calibration: Calibration, windows: TokenWindows) 
     count = lower[0].select_slider(
         "Windows for perplexity", [1, 4, 16, 64], 4, key="sweep_windows", persist_state="session"
     )
-    text, topic = evaluation(loaded, count), f"sweep:{loaded.shape.fingerprint}:{loaded.dtype}"
+    text = windows_of(loaded, Evaluation(count))
+    # Each session has its own: the pickers of two rarely agree, and what both ask for is kept anyway.
+    topic = f"sweep:{session().id}:{loaded.shape.fingerprint}:{loaded.dtype}"
     repairs = [None if method == "none" else repair_of(loaded, method, calibration) for method in methods]
     # Stays with the rows: the pickers may move on.
     said = f"Perplexity on {text_of(text)}; scores on {text_of(windows)}; {loaded.dtype} on {devices(loaded.model)}."
@@ -120,7 +124,5 @@ def _results(rows: Sequence[comparison.Row], caption: str) -> None:
             "loss_stderr": st.column_config.NumberColumn("loss ±", format="%.4f"),
         },
     )
-    st.download_button(
-        "CSV", table.to_csv(index=False), "comparison.csv", "text/csv", icon=":material/download:", key="sweep_csv"
-    )
+    download_csv(st, table, "comparison.csv", key="sweep_csv")
     st.caption(caption)

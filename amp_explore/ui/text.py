@@ -1,7 +1,13 @@
-"""Numbers, texts and methods as people read them. The space before a unit does not break."""
+"""Numbers, texts and methods as people read them. The space before a unit does not break.
+
+Almost everywhere Streamlit takes a text for Markdown: labels, messages, captions, even the values of metrics. What
+comes from outside (paths, names, what libraries and plans say) goes through `literal` there; where Streamlit shows a
+text as it is (options of a select box, cells of a data frame, code) through `plain`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from amp_explore.criteria.layer import Criterion, Method
@@ -11,6 +17,27 @@ from amp_explore.texts.calibration import TokenWindows
 
 EVIDENCE = {"activations": "activations", "grams": "Gram matrices", "gradients": "gradients"}
 """What the fields of `Evidence` are called."""
+
+_LONGEST = 2000  # characters of a text from outside
+# Control characters, halves of characters and changes of direction: a browser cannot show them, or would obey them.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# What Streamlit turns into links, icons, arrows and dashes after it has taken away the backslashes: web addresses, mail
+# addresses, :names:, and arrows that stand alone. A word joiner, which has no width, breaks each in two.
+_ALIVE = re.compile(
+    r"https?(?=://)|www(?=\.)|(?<=[\w.+-])@(?=[\w-])|:(?=[\w+-]+:)|(?<!\S)[<>~-](?=[<>=-]{1,2}(?!\S))", re.IGNORECASE
+)
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+
+
+def plain(text: object) -> str:
+    """A text from outside as one line of bounded length; for places that show a text as it is."""
+    words = " ".join(str(text)[: 2 * _LONGEST].split())
+    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…")
+
+
+def literal(text: object) -> str:
+    """A text from outside as Markdown that shows exactly this text: no link, image, icon, formula or colour."""
+    return _PUNCTUATION.sub(r"\\\g<0>", _ALIVE.sub("\\g<0>\N{WORD JOINER}", plain(text)))
 
 
 def compact(value: float) -> str:
@@ -42,9 +69,9 @@ def sentence(message: object) -> str:
 
 
 def text_of(windows: TokenWindows) -> str:
-    """Which text, and how much of it."""
+    """Which text, and how much of it, as Markdown."""
     count = len(windows.ids)
-    return f"{windows.data}: {count} window{'s' if count > 1 else ''}, {windows.tokens:,} tokens"
+    return f"{literal(windows.data)}: {count} window{'s' if count > 1 else ''}, {windows.tokens:,} tokens"
 
 
 def explained(method: Criterion | Method) -> str:
@@ -67,11 +94,11 @@ def option(method: Criterion | Method) -> str:
 
 
 def by_reason(reasons: Mapping[str, str]) -> str:
-    """Criteria that share a reason, after that reason."""
+    """Criteria that share a reason, after that reason, as Markdown."""
     titles: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         titles.setdefault(reason, []).append(CRITERIA[name].title)
-    return " · ".join(f"{reason}: {'; '.join(sharing)}" for reason, sharing in titles.items())
+    return " · ".join(f"{literal(reason)}: {'; '.join(sharing)}" for reason, sharing in titles.items())
 
 
 def repair_option(name: str) -> str:

@@ -8,7 +8,7 @@ from amp_explore.models.sharding import devices
 from amp_explore.surgery.costs import costs_of_plan
 from amp_explore.surgery.repair import METHODS
 from amp_explore.ui.session import Session
-from amp_explore.ui.text import compact, signed_percent
+from amp_explore.ui.text import compact, literal, signed_percent
 
 
 def show_vitals(state: Session) -> None:
@@ -16,7 +16,7 @@ def show_vitals(state: Session) -> None:
     plan, shape = state.plan, state.loaded.shape
     costs = costs_of_plan(plan)
     heads, neurons = plan.removed_per_layer("heads").sum(), plan.removed_per_layer("neurons").sum()
-    st.caption(f"**{state.loaded.name}** · {state.loaded.dtype} · {devices(state.loaded.model)}")
+    st.caption(f"**{literal(state.loaded.name)}** · {state.loaded.dtype} · {devices(state.loaded.model)}")
     st.markdown(
         f"**{compact(costs.parameters)}** parameters ({signed_percent(costs.parameters, shape.parameters)})  \n"
         f"**{heads:,}** of {sum(shape.heads):,} heads removed  \n"

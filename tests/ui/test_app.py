@@ -7,10 +7,7 @@ import json
 import re
 import shlex
 import shutil
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,8 @@ import torch
 from streamlit.testing.v1 import AppTest
 from tiny import HEADS, LAYERS, NEURONS, random_plan, tiny
 from transformers import BloomConfig, BloomForCausalLM
+from visiting import DENSE, PAGES, choose, counts, errors, load_model, press, queue_at_work, removed, settle
+from waiting import WAIT
 
 from amp_explore.criteria import registry
 from amp_explore.criteria.registry import CRITERIA
@@ -30,97 +29,8 @@ from amp_explore.studies.recipe import ALLOCATIONS, SHARING
 from amp_explore.surgery.costs import costs_of_plan
 from amp_explore.surgery.repair import METHODS
 from amp_explore.texts.calibration import calibration_windows
-from amp_explore.ui import all_criteria, model_choice, scoring, session
+from amp_explore.ui import all_criteria, scoring, session
 from amp_explore.workbench import Workbench
-
-APP = Path(__file__).parents[2] / "app.py"
-PAGES = {
-    "app.py": ("Overview", "What next?"),
-    "pages/1_Importance.py": ("Importance", "Neurons of layer 0"),
-    "pages/2_Prune.py": ("Prune", None),
-    "pages/3_Evaluate.py": ("Evaluate", "Commonsense"),
-    "pages/4_Speed.py": ("Speed", "Side by side"),
-    "pages/5_Criteria.py": ("Criteria", "What their plans leave"),
-}
-DENSE = (0, 0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared(small_cache):
-    """A server's shared state of its own, on the small cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AMP_EXPLORE_CACHE", str(small_cache))
-        st.cache_resource.clear()
-        yield
-        st.cache_resource.clear()
-
-
-@pytest.fixture
-def visit(tiny_model):
-    """``visit("pages/2_Prune.py", plan=...)`` opens a page of the tiny model in a new session."""
-
-    def open_page(page: str = "pages/2_Prune.py", **query: str) -> AppTest:
-        app = AppTest.from_file(str(APP), default_timeout=60)
-        app.query_params.update({"model": str(tiny_model)} | query)
-        app.switch_page(page)
-        return settle(app)
-
-    return open_page
-
-
-@pytest.fixture(scope="module")
-def shape(tiny_model):
-    return load(str(tiny_model)).shape
-
-
-def settle(app: AppTest) -> AppTest:
-    """Run until no job is waited for, as the browser's polling does."""
-    deadline = time.monotonic() + 60
-    app.run()
-    while any(button.label == "Cancel" for button in app.button):
-        assert time.monotonic() < deadline, "a job did not end"
-        time.sleep(0.05)
-        app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-@contextmanager
-def queue_at_work() -> Iterator[None]:
-    """The server's queue is busy with something else."""
-    go_on = threading.Event()
-    session.runner().submit("Blocking", lambda job: go_on.wait(60), exclusive=True)
-    try:
-        yield
-    finally:
-        go_on.set()
-
-
-def removed(app: AppTest) -> tuple[int, int]:
-    """Heads and neurons that the sidebar says are removed."""
-    text = "\n".join(markdown.value for markdown in app.sidebar.markdown)
-    heads = re.search(rf"\*\*(\d+)\*\* of {LAYERS * HEADS} heads removed", text)
-    neurons = re.search(rf"\*\*(\d+)\*\* of {LAYERS * NEURONS} neurons removed", text)
-    return int(heads[1]), int(neurons[1])
-
-
-def counts(plan: PruningPlan) -> tuple[int, int]:
-    return int(plan.removed_per_layer("heads").sum()), int(plan.removed_per_layer("neurons").sum())
-
-
-def errors(app: AppTest) -> str:
-    return "\n".join(error.value for error in app.error)
-
-
-def press(app: AppTest, label: str) -> None:
-    next(button for button in app.button if button.label == label).click()
-    settle(app)
-
-
-def load_model(app: AppTest, source: object) -> None:
-    """Type a source into the sidebar's form and submit it."""
-    app.sidebar.text_input[0].input(str(source))
-    press(app, "Load")
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -226,8 +136,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_one_before(visit, bad_source):
 
 def test_a_link_to_a_model_that_cannot_be_loaded_falls_back_to_the_default(visit, bad_source, tiny_model, monkeypatch):
     source, about = bad_source
-    for module in (session, model_choice):
-        monkeypatch.setattr(module, "DEFAULT_MODEL", str(tiny_model))
+    monkeypatch.setattr(session, "DEMO", str(tiny_model))
     app = visit(model=str(source))
     assert about in errors(app)
     assert removed(app) == DENSE
@@ -236,8 +145,7 @@ def test_a_link_to_a_model_that_cannot_be_loaded_falls_back_to_the_default(visit
 
 def test_a_default_model_that_cannot_be_loaded_is_told_and_may_be_tried_again(visit, tmp_path, monkeypatch):
     missing = str(tmp_path / "missing")
-    for module in (session, model_choice):
-        monkeypatch.setattr(module, "DEFAULT_MODEL", missing)
+    monkeypatch.setattr(session, "DEMO", missing)
     app = visit(model=missing)
     assert "missing" in errors(app)
     assert "Try again" in [button.label for button in app.button]
@@ -294,7 +202,7 @@ def test_long_jobs_are_seen_and_stopped_from_every_page(visit):
             app = visit(page)
             assert "At work" in [caption.value for caption in app.sidebar.caption], page
         next(button for button in app.sidebar.button if button.key == f"stop-{job.id}").click().run()
-        assert job.finished.wait(10)
+        assert job.finished.wait(WAIT)
         assert job.state == "cancelled"
         assert "At work" not in [caption.value for caption in visit().sidebar.caption]
     finally:
@@ -353,11 +261,6 @@ def test_the_command_on_evaluate_measures_what_is_chosen_there(visit, tiny_model
 
 
 # Criteria, budgets and repairs
-
-
-def choose(app: AppTest, label: str, value: object) -> None:
-    next(box for box in app.selectbox if box.label == label).set_value(value)
-    settle(app)
 
 
 def left(app: AppTest) -> float:
@@ -612,7 +515,7 @@ def test_a_plan_at_once_wins_over_an_older_one_that_has_just_been_made(visit):
     app = visit()
     choose(app, "Budget across layers", "iterative")
     next(button for button in app.button if button.label == "AMP 30 %").click().run()
-    assert session.runner().jobs()[-1].finished.wait(60)  # the page has not taken it over yet
+    assert session.runner().jobs()[-1].finished.wait(WAIT)  # the page has not taken it over yet
     next(button for button in app.button if button.label == "Heads 30 %").click().run()
     heads, neurons = removed(settle(app))
     assert heads > 0 and neurons == 0
@@ -653,7 +556,6 @@ def test_scores_that_nobody_waits_for_any_more_are_not_made(visit):
 
 def test_a_click_outlives_a_run_that_ends_before_it_comes_to_the_button():
     def page():
-        import streamlit as st
 
         from amp_explore.ui.jobs import clicked
 

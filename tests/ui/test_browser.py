@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -16,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from tiny import HEADS, LAYERS, NEURONS, random_plan
+from waiting import WAIT
 
 from amp_explore.criteria.layer import Evidence
 from amp_explore.criteria.registry import score
@@ -73,8 +76,17 @@ def visit(page, server, tiny_model):
 
 def visit_page(page, server: str, path: str, **query: str):
     page.goto(f"{server}/{path}?{urlencode(query)}")
-    sidebar(page, "heads removed")
+    take_up(page)
     return page
+
+
+def take_up(page) -> None:
+    """Have the model of the link loaded, if the page asks; wait until it is."""
+    asked, there = page.get_by_role("button", name="Load this model"), page.get_by_text("heads removed")
+    expect(asked.or_(there).first).to_be_visible()
+    if asked.is_visible():
+        asked.click()
+    sidebar(page, "heads removed")
 
 
 # ---- what the tests see and do
@@ -83,12 +95,13 @@ def visit_page(page, server: str, path: str, **query: str):
 def expect(locator):
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=1000 * WAIT)
     return expect(locator)
 
 
 def sidebar(page, text: str | re.Pattern) -> None:
     """Wait until the sidebar says this."""
-    expect(page.locator(SIDEBAR)).to_contain_text(text, timeout=60_000)
+    expect(page.locator(SIDEBAR)).to_contain_text(text)
 
 
 def shows(page, plan: PruningPlan, value: str) -> None:
@@ -96,7 +109,7 @@ def shows(page, plan: PruningPlan, value: str) -> None:
     heads, neurons = (plan.removed_per_layer(unit).sum() for unit in ("heads", "neurons"))
     counts = rf"(?<!\d){heads} of {ALL_HEADS} heads removed\s*{neurons} of {ALL_NEURONS} neurons removed"
     sidebar(page, re.compile(counts))
-    expect(page.locator(METRIC_VALUE)).to_have_text(value, timeout=60_000)
+    expect(page.locator(METRIC_VALUE)).to_have_text(value)
 
 
 def heads_removed(page, count: int) -> None:
@@ -105,9 +118,9 @@ def heads_removed(page, count: int) -> None:
 
 def settle(page) -> None:
     """Wait until no script runs and no job is waited for."""
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
-    expect(page.get_by_role("button", name="Cancel")).to_have_count(0, timeout=60_000)
-    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
 
 
 def click_layer(page, name: str, layer: int) -> None:
@@ -136,14 +149,14 @@ def other_counts(page, before: tuple[int, int]) -> tuple[int, int]:
     """The counts once they are no longer these."""
     heads, neurons = before
     same = re.compile(rf"(?<!\d){heads} of {ALL_HEADS} heads removed\s*{neurons} of {ALL_NEURONS} neurons removed")
-    expect(page.locator(SIDEBAR)).not_to_contain_text(same, timeout=60_000)
+    expect(page.locator(SIDEBAR)).not_to_contain_text(same)
     return counts(page)
 
 
 def go(page, name: str) -> None:
     """Turn to another page of the same session."""
     page.locator(SIDEBAR).get_by_role("link", name=name).click()
-    expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
 
 
 def enter(page, label: str, value: object) -> None:
@@ -338,7 +351,7 @@ def test_dragging_a_ratio_removes_neurons_and_perplexity_follows(page, visit, sh
     at = [place(page, "neurons-strips", 2, f"view.left + {part} * view.bodyWidth") for part in (0, 0.5)]
     drag(page, *at)
     sidebar(page, re.compile(rf"(?<!\d){NEURONS // 2} of {ALL_NEURONS} neurons removed"))
-    expect(page.locator(METRIC)).to_contain_text("against", timeout=60_000)
+    expect(page.locator(METRIC)).to_contain_text("against")
     assert re.search(r"\d+\.\d\d", page.locator(METRIC_VALUE).text_content())
     settle(page)
     assert plan_of(page, shape).removed_per_layer("neurons").tolist() == [0, 0, NEURONS // 2, 0]
@@ -406,6 +419,22 @@ def test_a_truncated_plan_is_refused_and_the_plan_left_alone(page, visit, tiny_m
     expect(message).to_have_count(0)
 
 
+def test_a_notice_stays_on_a_page_that_ends_early(page, visit, tmp_path):
+    visit("Importance", plan="garbage")
+    notice = page.get_by_text("The page goes on with the dense model.")
+    expect(notice).to_be_visible()
+    settle(page)
+    page.get_by_role("combobox", name="Calibration text").click()
+    page.get_by_role("option", name="Own text").click()
+    file = tmp_path / "short.txt"
+    file.write_text("Too short.")
+    page.locator(f"{MAIN} [data-testid=stFileUploader] input[type=file]").set_input_files(file)
+    expect(page.get_by_text("Reading the text failed")).to_be_visible()
+    settle(page)
+    expect(notice).to_be_visible()
+    expect(page.get_by_role("heading", name="Heads", exact=True)).to_have_count(0)
+
+
 # ---- Importance
 
 
@@ -419,17 +448,17 @@ def test_a_click_on_a_heatmap_opens_the_layer(page, visit):
 
 def test_a_head_measured_on_criteria_is_opened_by_a_click(page, visit, shape):
     visit("Importance")
-    expect(page.get_by_role("heading", name="Neurons of layer 0")).to_be_visible(timeout=60_000)  # AMP has scored
+    expect(page.get_by_role("heading", name="Neurons of layer 0")).to_be_visible()  # AMP has scored
     visit("Criteria")
     measured = page.get_by_text(f"{ALL_HEADS} of {ALL_HEADS} measured").first  # a run under way leaves the old text too
     button = page.get_by_role("button", name="Measure every one")
-    expect(button.or_(measured).first).to_be_visible(timeout=60_000)
+    expect(button.or_(measured).first).to_be_visible()
     if not measured.is_visible():  # a test of the pages may have done it
         button.click()
-    expect(measured).to_be_visible(timeout=60_000)
+    expect(measured).to_be_visible()
     settle(page)
     click_layer(page, "disagreement", LAYERS - 1)
-    expect(page.get_by_role("heading", name=f"Neurons of layer {LAYERS - 1}")).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("heading", name=f"Neurons of layer {LAYERS - 1}")).to_be_visible()
 
 
 def test_the_downloaded_scores_are_the_engines(page, visit, tiny_model, small_cache, tmp_path, monkeypatch):
@@ -458,7 +487,7 @@ def start_long_run(page) -> None:
     settle(page)
     enter(page, "Questions per task (0: all)", 0)
     press(page, "Evaluate")
-    expect(at_work(page, "Commonsense: ")).to_be_visible(timeout=60_000)
+    expect(at_work(page, "Commonsense: ")).to_be_visible()
 
 
 @pytest.mark.demo
@@ -479,9 +508,9 @@ def test_a_commonsense_run_can_be_cancelled(page, serve, fetched_cache, tiny_mod
 def speed_shown(page) -> tuple[list[list[str]], dict[str, list], list[str]]:
     """The table, the curves of decoding as trace -> [(prompt, tokens/s)], and the words above the curves."""
     rows = page.locator("[data-testid=stDataFrame] tbody tr")
-    expect(rows.first).to_be_attached(timeout=60_000)
+    expect(rows.first).to_be_attached()
     plot = page.locator(".st-key-decode_curves .js-plotly-plot")
-    expect(plot).to_be_visible(timeout=60_000)
+    expect(plot).to_be_visible()
     curves = plot.evaluate("plot => plot._fullData.map(({ name, x, y }) => [name, [...x].map((at, i) => [at, y[i]])])")
     table = [row.locator("td").all_text_contents() for row in rows.all()]
     return table, dict(curves), page.get_by_text("What limits the pruned model: ").all_text_contents()
@@ -499,7 +528,7 @@ def test_speed_is_measured_and_kept(page, visit, loaded, small_cache):
     page.keyboard.press("Tab")
     settle(page)
     press(page, "Measure")
-    expect(page.get_by_text("Medians with quartiles of 2 rounds")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Medians with quartiles of 2 rounds")).to_be_visible()
     expect(page.get_by_text("4 new tokens")).to_be_visible()
     settle(page)
     table, curves, words = shown = speed_shown(page)
@@ -538,7 +567,7 @@ def test_measuring_speed_can_be_cancelled(page, visit, loaded):
     settle(page)
     enter(page, "Repeats", 100)
     press(page, "Measure")
-    expect(at_work(page, "Speed: batch 1, 128 tokens: .* of 100")).to_be_visible(timeout=60_000)
+    expect(at_work(page, "Speed: batch 1, 128 tokens: .* of 100")).to_be_visible()
     press(page, "Cancel")
     settle(page)
     expect(page.get_by_text("Not measured for this plan on this device yet.")).to_be_visible()
@@ -554,9 +583,7 @@ def test_dense_and_pruned_write_what_the_engine_writes(page, visit, loaded):
     enter(page, "Tokens at most", 24)
     press(page, "Write")
     metrics = page.locator(METRIC)
-    expect(metrics).to_have_text(
-        [re.compile(rf"^{side}[\d,]+\.\d tokens/s$") for side in ("dense", "pruned")], timeout=60_000
-    )
+    expect(metrics).to_have_text([re.compile(rf"^{side}[\d,]+\.\d tokens/s$") for side in ("dense", "pruned")])
     settle(page)
     ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids[0]
     models = {"dense": loaded.model, "pruned": slice_model(loaded, plan)}
@@ -577,7 +604,7 @@ def test_a_prompt_that_nobody_can_continue_is_refused_in_words(page, visit):
     ):
         enter(page, "Prompt", prompt)
         press(page, "Write")
-        expect(page.get_by_text(message)).to_be_visible(timeout=60_000)
+        expect(page.get_by_text(message)).to_be_visible()
         settle(page)
         expect(page.locator(METRIC)).to_have_count(0)
 
@@ -597,6 +624,7 @@ def test_ten_people_at_once_each_see_their_own_plan(chromium, server, tiny_model
         query = urlencode({"model": str(tiny_model), "plan": plan.to_token()})
         page.goto(f"{server}/{'Prune' if number % 2 else ''}?{query}", wait_until="commit")
     for page, plan, number in zip(pages, plans, expected, strict=True):
+        take_up(page)
         shows(page, plan, number)
 
     for edited in (1, 5, 9):
@@ -652,13 +680,13 @@ def test_edits_wait_for_a_timing_and_only_the_last_one_is_measured(
     enter(other, "Repeats", 100)
     enter(other, "New tokens", 100)
     press(other, "Measure")
-    expect(at_work(other, "Speed: batch 1, 128 tokens: ")).to_be_visible(timeout=60_000)
+    expect(at_work(other, "Speed: batch 1, 128 tokens: ")).to_be_visible()
 
     for layer in (0, 1, 3):
         page.mouse.click(*cell(page, layer, 4))
         plans.append(toggled(plans[-1], layer, 4))
         heads_removed(page, plans[-1].removed_per_layer("heads").sum())
-        expect(at_work(page, "Perplexity: waiting for Speed$")).to_be_visible(timeout=60_000)
+        expect(at_work(page, "Perplexity: waiting for Speed$")).to_be_visible()
     expect(page.locator(METRIC)).to_contain_text("measuring …")
     sidebar(page, "Speed: batch 1, 128 tokens: ")
     page.locator('[class*="st-key-stop-"] button').first.click()
@@ -740,19 +768,71 @@ def test_a_page_asks_no_other_machine_for_anything(page, visit, server):
     assert asked and all(url.startswith((server, "data:", "blob:")) for url in asked)
 
 
+# ---- closed to strangers
+
+
+HOSTILE = "![x](http://127.0.0.1:9/x.png) [l](http://evil) <img src=x> :red[r] $x$ :material/home: :smile: www.evil.org"
+
+
+def shows_text_alone(page, text: str) -> None:
+    """The text stands on the page, and nothing was made of it."""
+    expect(page.locator(MAIN)).to_contain_text(text)
+    made = page.locator("a[href*='//evil'], a[href*='//www.evil'], img[src*='x.png'], img[src=x], .katex")
+    assert [each.evaluate("element => element.outerHTML") for each in made.all()] == []
+    assert page.locator(MAIN).get_by_role("img", name="home").count() == 0
+
+
+def test_a_hostile_text_is_text_in_every_message(page, visit, server, shape, tiny_model, tmp_path):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    visible = HOSTILE.replace("http:", "http\N{WORD JOINER}:").replace(":smile", ":\N{WORD JOINER}smile")
+    visible = visible.replace("www.", "www\N{WORD JOINER}.")
+    page.goto(f"{server}/Prune?{urlencode({'model': HOSTILE})}")
+    shows_text_alone(page, f"This link names a model: {visible}")
+
+    visit("Prune")
+    open_expander(page, "Plan file")
+    document = json.loads(PruningPlan.empty(shape).to_json())
+    file = tmp_path / f"{HOSTILE.replace('/', '∕')}.json"
+    file.write_text(json.dumps(document | {"version": HOSTILE[:40]}))
+    upload(page, file)
+    shows_text_alone(page, "is not known here; this program reads version 1")
+
+    folder = shutil.copytree(tiny_model, tmp_path / HOSTILE.replace("/", "∕"))
+    for path in ("", "Speed"):  # the others are walked through without a browser
+        visit_page(page, server, path, model=str(folder))
+        settle(page)
+        expect(page.locator(SIDEBAR)).to_contain_text("![x]")
+        shows_text_alone(page, "")
+    assert asked and all(url.startswith((server, "data:", "blob:")) for url in asked)
+
+
+def test_no_other_site_shows_the_dashboard_in_a_frame_or_connects_to_it(page, server):
+    answer = urllib.request.urlopen(server)
+    assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'self'"
+    assert answer.headers["X-Frame-Options"] == "SAMEORIGIN"
+    host = urlsplit(server).netloc
+    for origin, status in ((server, 101), ("http://evil.example", 403), ("http://localhost:1", 403), ("null", 403)):
+        asking = http.client.HTTPConnection(host, timeout=WAIT)
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Origin": origin}
+        asking.request("GET", "/_stcore/stream", headers=upgrade | key)
+        assert asking.getresponse().status == status, origin
+        asking.close()
+
+
 # ---- the demo model
 
 
 @pytest.mark.demo
 def test_the_command_line_measures_the_perplexity_that_the_browser_shows(page, serve, fetched_cache, tmp_path):
     visit_page(page, serve(APP, ROOT, AMP_EXPLORE_CACHE=str(fetched_cache)), "Prune")
-    settle_long = 300_000
-    page.get_by_role("button", name="AMP 20 %").wait_for(timeout=settle_long)
+    page.get_by_role("button", name="AMP 20 %").wait_for()
     slider = page.locator("[data-testid=stSlider]", has_text="Live windows").get_by_role("slider")
     slider.press("ArrowLeft")
     slider.press("ArrowLeft")
     press(page, "AMP 20 %")
-    expect(page.locator(METRIC)).to_contain_text("against", timeout=settle_long)
+    expect(page.locator(METRIC)).to_contain_text("against")
     settle(page)
     expect(page.get_by_text("wiki, evaluation half: 1 window, 512 tokens")).to_be_visible()
     shown = page.locator(METRIC_VALUE).text_content().strip()

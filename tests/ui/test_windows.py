@@ -7,7 +7,9 @@ from made_up import made_up_text, tokenizer
 from tiny import tiny
 from tokenizers import normalizers
 
-from amp_explore.ui.session import Calibration, evaluation, windows_of
+from amp_explore.ui.windows import Calibration, Evaluation, windows_of
+
+pytestmark = pytest.mark.usefixtures("shared")
 
 
 def folders() -> list:
@@ -23,7 +25,7 @@ def test_models_with_the_same_weights_and_other_tokenizers_have_other_windows(pu
     text.write_text(made_up_text(2000))
     chosen = Calibration(text=str(text), windows=2, window=100)
     first, second = (
-        windows_of(loaded, chosen) if purpose == "calibration" else evaluation(loaded, 1, text=str(text))
+        windows_of(loaded, chosen if purpose == "calibration" else Evaluation(1, text=str(text)))
         for loaded in folders()
     )
     assert first.digest != second.digest

@@ -1,0 +1,341 @@
+"""The plan of a whole model: its budget, its repair, and the row of controls that make it by size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import streamlit as st
+
+from amp_explore.budgets.allocation import allocate_by_unit, random_like, rank, ratio_of_layers, ratio_that_leaves
+from amp_explore.criteria.registry import CRITERIA
+from amp_explore.criteria.scores import Scores
+from amp_explore.errors import AmpExploreError
+from amp_explore.plan import PruningPlan
+from amp_explore.studies.recipe import ALLOCATIONS, SHARING, TAKE_THEIR_TIME, Recipe, make_plan
+from amp_explore.surgery.costs import Costs, costs_of_plan, removed_parameters
+from amp_explore.surgery.repair import METHODS
+from amp_explore.ui.door import told
+from amp_explore.ui.jobs import latest_job, show_failure, start, wait_for
+from amp_explore.ui.scoring import Scoring
+from amp_explore.ui.session import Session, session, workbench
+from amp_explore.ui.text import all_explained, explained, option, repair_option
+from amp_explore.ui.windows import Calibration, repair_of, windows_of
+
+_LARGEST_SEED = 2**32
+
+
+def keep_size() -> None:
+    """Another criterion or budget: the plan is made anew, of the size that it has."""
+    plan = session().plan
+    if not plan.is_empty:
+        st.session_state.resize = removed_parameters(plan) / plan.shape.parameters
+
+
+def budget_options(state: Session, calibration: Calibration) -> None:
+    """The pickers for how a budget is shared between layers, and for the repair, which is fitted on `calibration`."""
+    left, middle, right = st.columns(3)
+    allocation = left.selectbox(
+        "Budget across layers",
+        list(ALLOCATIONS),
+        format_func=lambda name: option(ALLOCATIONS[name]),
+        key="allocation",
+        persist_state="session",
+        on_change=keep_size,
+        help=all_explained(ALLOCATIONS.values()),
+    )
+    with middle:
+        _allocation_options(allocation, len(state.shape.layers))
+    st.session_state.repair = state.plan.repair.method if state.plan.repair else "none"
+    right.selectbox(
+        "Repair",
+        ["none", *METHODS],
+        format_func=repair_option,
+        key="repair",
+        on_change=_repair_moved,
+        args=(calibration,),
+        help=all_explained(METHODS.values()),
+    )
+    st.caption(explained(ALLOCATIONS[allocation]))
+    if method := METHODS.get(st.session_state.repair):
+        st.caption(explained(method))
+
+
+def _allocation_options(allocation: str, layers: int) -> None:
+    """What this way to share a budget can be told."""
+    kept = {"persist_state": "session", "on_change": keep_size}
+    if allocation in ("protect", "search"):
+        low, high = st.columns(2)
+        low.number_input("Whole at the bottom", 0, layers - 1, 1, key="first", **kept)
+        high.number_input("Whole at the top", 0, layers - 1, 1, key="last", **kept)
+        if allocation == "search":
+            st.number_input("Generations", 1, 1000, 30, key="generations", persist_state="session")
+    elif allocation == "iterative":
+        st.number_input("Steps", 1, 20, 5, key="steps", **kept)
+    if allocation in SHARING:
+        st.segmented_control(
+            "Neurons stay in multiples of",
+            [1, 8, 16, 64, 128],
+            default=1,
+            required=True,
+            wrap=True,
+            key="multiple",
+            help="A GPU multiplies odd widths up to four times slower. Counts for plans by parameters or layers.",
+            disabled=st.session_state.get("whole_groups", False),
+            **kept,
+        )
+        st.toggle(
+            "Whole groups only",
+            key="whole_groups",
+            help="Heads go with all that read the same KV head, the neurons of a mixture with their expert.",
+            disabled=st.session_state.get("multiple", 1) > 1,
+            **kept,
+        )
+
+
+@told
+def _repair_moved(calibration: Calibration) -> None:
+    """Another repair was chosen."""
+    state, method = session(), st.session_state.repair
+    state.repair(None if method == "none" else repair_of(state.loaded, method, calibration))
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """What the controls over the plan work with: the session, and the scores that say which units go first."""
+
+    state: Session
+    scoring: Scoring
+    scores: Scores
+
+    # What can be asked for
+
+    @cached_property
+    def whole(self) -> Costs:
+        """Of the dense model."""
+        return costs_of_plan(self.state.dense)
+
+    @cached_property
+    def bare(self) -> Costs:
+        """Of the model without any head and neuron."""
+        shape = self.state.shape
+        everything = (0, 0, len(shape.layers) - 1, max((*shape.heads, *shape.neurons)))
+        return costs_of_plan(self.state.dense.with_box("heads", everything, True).with_box("neurons", everything, True))
+
+    @property
+    def most(self) -> float:
+        """Percent of all parameters that can go, rounded down to a tenth."""
+        return int(1000 * self.state.shape.prunable_parameters / self.state.shape.parameters) / 10
+
+    @property
+    def most_flops(self) -> float:
+        """Percent of the FLOPs of a token that can go, rounded down to a tenth."""
+        return int(1000 * (1 - self.bare.flops_per_token / self.whole.flops_per_token)) / 10
+
+    # Plans
+
+    def by_ratio(self, ratio: float, order: str, seed: int = 0, counted: str = "parameters") -> None:
+        """Put the plan of this size, by the criterion and the budget that are chosen, in place of the plan."""
+        state, scoring = self.state, self.scoring
+        names = ["allocation", "first", "last", "steps", "generations"]
+        if st.session_state.allocation in SHARING:
+            names += ["multiple", "whole_groups"]
+        chosen = {name: st.session_state[name] for name in names if name in st.session_state}
+        recipe = Recipe(ratio, scoring.criterion, scoring.heads, order=order, seed=seed, counted=counted, **chosen)
+        bench, loaded = workbench(), state.loaded
+        windows = windows_of(loaded, scoring.calibration)
+        kept = {"repair": state.plan.repair, "locked": state.locked_layers, "current": state.plan.repaired(None)}
+        make = partial(make_plan, bench, loaded, windows, recipe, **kept)
+        recipe.check()
+        self._forget_job()
+        needs = ALLOCATIONS[recipe.allocation].needs
+        if recipe.allocation in TAKE_THEIR_TIME or not bench.has_evidence(loaded, windows, needs):
+            start("Planning", self._topic, lambda job: make(progress=job), anew=True)
+        else:
+            state.edit(make(scores=None if order == "random" else self.scores))
+
+    def by_units(self, heads: float, neurons: float, order: str) -> None:
+        """The same share of heads, and of neurons, from every layer that is not locked."""
+        self._forget_job()
+        plan = allocate_by_unit(rank(self.state.shape, self.scores, order), heads, neurons)
+        made_by = self.scoring.made_by()
+        self.state.edit(plan.described(**made_by, order=order, heads_ratio=heads, neurons_ratio=neurons))
+
+    def random_control(self) -> None:
+        """As many units from every layer, by another lot than the plan's if that is one."""
+        self.state.edit(random_like(self.state.plan, seed=_next_seed(self.state.plan)))
+
+    def resize(self) -> None:
+        """Make the plan anew where `keep_size` asked for it; the page starts over."""
+        if "resize" not in st.session_state:
+            return
+        ratio = min(st.session_state.pop("resize"), self.most / 100)
+        try:
+            self.by_ratio(ratio, st.session_state.get("order", "standard"))
+        except AmpExploreError as error:
+            self.state.notice(error)
+        st.rerun()  # the sidebar and the address bar are drawn before
+
+    # A plan that takes its time
+
+    @property
+    def _topic(self) -> str:
+        return f"plan:{self.state.id}"
+
+    def _forget_job(self) -> None:
+        """Another plan is asked for: what a job is still at, or has just ended with, comes too late."""
+        if (job := latest_job(self._topic)) is not None:
+            job.cancel()
+            st.session_state.planned = job.id
+
+    def take_over(self) -> None:
+        """Take over a plan that took its time, or show how far it is."""
+        show_failure(self._topic)
+        job = latest_job(self._topic)
+        if job is None or job.id == st.session_state.get("planned"):
+            return
+        if job.active:
+            wait_for(job)
+            return
+        st.session_state.planned = job.id
+        st.session_state.pop("said", None)  # from now on the master says what came of it
+        if job.state == "done":
+            self.state.edit(job.result)
+            st.rerun()
+
+    # The controls
+
+    def master(self) -> None:
+        """The row of controls that plan the whole model at once."""
+        st.session_state.setdefault("order", "standard")
+        size, order = st.columns(2)
+        slider = st.container()
+        size.selectbox(
+            "Remove by",
+            ["parameters", "FLOPs", "megabytes", "whole layers", "heads and neurons"],
+            key="size",
+            persist_state="session",
+        )
+        self._follow_plan()
+        self._sliders(slider)
+        order.segmented_control(
+            "Which go first",
+            ["standard", "reversed", "random"],
+            required=True,
+            wrap=True,
+            key="order",
+            help="standard: lowest scores; reversed: highest; random: by lot",
+            persist_state="session",
+            on_change=told(self._order_moved),
+        )
+
+    def _sliders(self, container) -> None:
+        now, shape = st.session_state, self.state.shape
+        least, dense = self.bare.weight_bytes // 2**20, math.ceil(self.whole.weight_bytes / 2**20)  # MiB
+
+        def slide(where, name: str, label: str, least: float, most: float, step: float, format: str) -> None:
+            # Where it stands is its default: a value set apart gets lost where a run is cut short, and 0 comes back.
+            moved = {"on_change": told(self._slid), "args": (name, now.turn), "persist_state": "session"}
+            where.slider(label, least, most, now.stand[name], step, format, f"{name}-{now.turn}", **moved)
+
+        if now.size == "parameters":
+            slide(container, "ratio", "Share of all parameters", 0.0, self.most, 0.5, "%.1f %%")
+        elif now.size == "FLOPs":
+            slide(container, "flops", "Share of the FLOPs of a token", 0.0, self.most_flops, 0.5, "%.1f %%")
+        elif now.size == "megabytes":
+            slide(container, "mebibytes", "Weights that stay", least, dense, 1, "%d MiB")
+        elif now.size == "whole layers":
+            slide(container, "layers_worth", "As many parameters as so many layers", 0, len(shape.layers), 1, "%d")
+        else:
+            left, right = container.columns(2)
+            slide(left, "heads_share", "Heads", 0, 100, 1, "%d %%")
+            slide(right, "neurons_share", "Neurons", 0, 100, 1, "%d %%")
+
+    def presets(self) -> None:
+        """Plans that one click makes."""
+        row = st.container(horizontal=True)
+
+        def preset(label: str, help: str, **controls) -> None:
+            row.button(label, on_click=told(self._set_master), kwargs=controls, help=help)
+
+        for percent in (10, 20, 30):
+            name = f"{CRITERIA[self.scoring.criterion].title} {percent} %"
+            preset(name, "of all parameters, lowest scores first", size="parameters", ratio=float(percent))
+        preset("Reversed 20 %", "highest scores first", size="parameters", ratio=20.0, order="reversed")
+        both = "heads and neurons"
+        preset("Heads 30 %", "of all heads, and no neurons", size=both, heads_share=30, neurons_share=0)
+        preset("Neurons 30 %", "of all neurons, and no heads", size=both, heads_share=0, neurons_share=30)
+        row.button(
+            "Random control",
+            icon=":material/casino:",
+            disabled=self.state.plan.is_empty,
+            on_click=told(self.random_control),
+            help="As many heads and neurons from every layer, chosen by lot. Each click draws anew.",
+        )
+
+    def _master_moved(self) -> None:
+        """What the master asks for, or the order, changed."""
+        now, order, shape = st.session_state, st.session_state.order, self.state.shape
+        asked = now.asked
+        if now.size == "parameters":
+            self.by_ratio(asked["ratio"] / 100, order)
+        elif now.size == "FLOPs":
+            self.by_ratio(asked["flops"] / 100, order, counted="flops")
+        elif now.size == "megabytes":
+            # The slider's ends are rounded to whole units, and ask for a little less or more than there is.
+            stay = min(max(asked["mebibytes"] * 2**20, self.bare.weight_bytes), self.whole.weight_bytes)
+            self.by_ratio(ratio_that_leaves(shape, stay / shape.bytes_per_parameter), order)
+        elif now.size == "whole layers":
+            self.by_ratio(ratio_of_layers(shape, asked["layers_worth"]), order)
+        else:
+            self.by_units(asked["heads_share"] / 100, asked["neurons_share"] / 100, order)
+        now.said = (self.state.plan.digest, now.size)
+
+    def _order_moved(self) -> None:
+        """The order changed: it counts for a plan that was made in an order, and never undoes work by hand."""
+        if "order" in self.state.plan.made_by:
+            self._master_moved()
+
+    def _slid(self, name: str, turn: int) -> None:
+        """A person moved this slider."""
+        if turn == st.session_state.turn:
+            st.session_state.asked[name] = st.session_state[f"{name}-{turn}"]
+            self._master_moved()
+
+    def _set_master(self, size: str, order: str = "standard", **asked: float) -> None:
+        """Set the controls of the master row, as if by hand."""
+        st.session_state.update(size=size, order=order)
+        _ask(**asked | ({"ratio": min(asked["ratio"], self.most)} if "ratio" in asked else {}))
+        self._master_moved()
+
+    def _follow_plan(self) -> None:
+        """Have the master say how much goes now, unless it was what said so: then what was asked for stands."""
+        now, plan, shape = st.session_state, self.state.plan, self.state.shape
+        if now.get("said") == (plan.digest, now.size):
+            return
+        now.said = (plan.digest, now.size)
+        costs, removed = costs_of_plan(plan), removed_parameters(plan)
+        _ask(
+            ratio=min(round(200 * removed / shape.parameters) / 2, self.most),
+            flops=min(round(200 * (1 - costs.flops_per_token / self.whole.flops_per_token)) / 2, self.most_flops),
+            mebibytes=math.ceil(costs.weight_bytes / 2**20),
+            layers_worth=round(len(shape.layers) * removed / shape.prunable_parameters),
+            heads_share=round(100 * plan.removed_per_layer("heads").sum() / sum(shape.heads)),
+            neurons_share=round(100 * plan.removed_per_layer("neurons").sum() / sum(shape.neurons)),
+        )
+
+
+def _ask(**asked: float) -> None:
+    """Have the sliders stand elsewhere, as new ones: a browser that has not heard of it yet still sends where the old
+    ones stand, which must not count as a move."""
+    now = st.session_state
+    now.asked = now.get("asked", {}) | asked
+    now.stand = dict(now.asked)
+    now.turn = now.get("turn", 0) + 1
+
+
+def _next_seed(plan: PruningPlan) -> int:
+    """Another seed than the plan's; what a plan says of itself may be anything."""
+    seed = plan.made_by.get("seed")
+    return seed + 1 if type(seed) is int and 0 <= seed < _LARGEST_SEED else 0

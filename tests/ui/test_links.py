@@ -1,0 +1,210 @@
+"""A link may name a model and a plan; nothing is loaded, downloaded or read before a person says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from tiny import random_plan
+from visiting import counts, errors, load_model, open_page, press, removed, seen, settle
+
+from amp_explore import cli, hub
+from amp_explore.models import allowed
+from amp_explore.models.loading import load
+from amp_explore.models.random_weights import SHAPES
+from amp_explore.plan import Repair
+from amp_explore.texts.calibration import calibration_windows
+from amp_explore.ui import session
+
+pytestmark = pytest.mark.usefixtures("shared")
+
+
+@pytest.fixture
+def demo(tiny_model, monkeypatch):
+    """The tiny model in place of the demo model."""
+    monkeypatch.setattr(session, "DEMO", str(tiny_model))
+    return tiny_model
+
+
+@pytest.fixture
+def other(tiny_model, tmp_path):
+    """The folder of another model, which nobody has loaded."""
+    return shutil.copytree(tiny_model, tmp_path / "other")
+
+
+def warnings(app) -> str:
+    return "\n".join(seen(warning.value) for warning in app.warning)
+
+
+def loads() -> list[str]:
+    return [job.label for job in session.runner().jobs() if job.topic.startswith("load:")]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("/a/folder/somewhere", "read from the folder /a/folder/somewhere on the server"),
+        ("/a/file.GGUF", "read from the GGUF file /a/file.GGUF on the server"),
+        ("somebody/something", "downloaded from the Hugging Face hub, with the server's token"),
+        (f"random:{next(iter(SHAPES))}", "drawn by lot, in this server's memory"),
+        ("~nobody/\0x", "read from the folder"),
+    ],
+)
+def test_a_link_says_what_it_would_load_and_loads_nothing(source, says):
+    before = loads()
+    app = open_page("pages/2_Prune.py", model=source)
+    assert "This link names a model" in warnings(app) and says in warnings(app)
+    assert loads() == before and not app.metric
+
+
+def test_a_link_is_followed_after_a_click_with_its_plan(other):
+    plan = random_plan(load(str(other)), 3)
+    app = open_page("pages/2_Prune.py", model=str(other), plan=plan.to_token())
+    press(app, "Load this model")
+    assert removed(app) == counts(plan) and errors(app) == ""
+
+
+def test_a_link_may_be_declined_and_its_plan_with_it(demo, other):
+    plan = random_plan(load(str(other)), 3)
+    app = open_page("pages/2_Prune.py", model=str(other), plan=plan.to_token())
+    before = loads()
+    press(app, "Go on without it")
+    assert removed(app) == (0, 0) and errors(app) == ""
+    assert "model" not in app.query_params and "plan" not in app.query_params
+    assert not any(str(other) in label for label in loads()[len(before) :])
+
+
+def test_another_model_may_be_loaded_instead_of_the_one_of_a_link(other, tiny_model):
+    plan = random_plan(load(str(other)), 3)
+    app = open_page("pages/2_Prune.py", model="/somewhere/else", plan=plan.to_token())
+    load_model(app, tiny_model)
+    assert removed(app) == (0, 0) and errors(app) == ""
+
+
+def test_what_is_in_memory_anyway_needs_no_click(visit, tiny_model):
+    visit()
+    assert removed(open_page("pages/2_Prune.py", model=str(tiny_model))) == (0, 0)
+
+
+# A list of models
+
+
+@pytest.fixture
+def listed(demo, other, tmp_path, monkeypatch):
+    """The server offers one folder with two models, and nothing else."""
+    folder = tmp_path / "offered"
+    for name in ("one", "two"):
+        shutil.copytree(demo, folder / name)
+    (folder / "notes.txt").touch()
+    monkeypatch.setenv(allowed.VARIABLE, json.dumps([str(folder)]))
+    return folder
+
+
+def test_a_list_of_models_is_offered_and_the_first_is_the_default(listed):
+    app = open_page("pages/2_Prune.py")
+    (box,) = [box for box in app.sidebar.selectbox if box.label == "Models of this server"]
+    assert box.options == ["offered/one", "offered/two"] and box.value == str(listed / "one")
+    assert not app.sidebar.text_input
+    box.set_value(str(listed / "two"))
+    press(app, "Load")
+    assert any("**two**" in caption.value for caption in app.sidebar.caption) and errors(app) == ""
+
+
+def test_what_is_not_on_the_list_is_refused_in_a_link_even_if_it_is_in_memory(visit, listed, demo, other):
+    for source in (str(other), str(demo), "somebody/something", "demo", f"{listed}/../other"):
+        app = open_page("pages/2_Prune.py", model=source)
+        assert f"This server does not offer {source}" in errors(app) and removed(app) == (0, 0)
+        assert any("**one**" in caption.value for caption in app.sidebar.caption)
+
+
+def test_what_is_on_the_list_may_be_spelled_otherwise(listed):
+    app = open_page("pages/2_Prune.py", model=f"{listed}/one/../two")
+    press(app, "Load this model")
+    assert any("**two**" in caption.value for caption in app.sidebar.caption) and errors(app) == ""
+
+
+def test_a_session_that_chose_before_the_list_was_made_is_refused(visit, listed, other, monkeypatch):
+    monkeypatch.delenv(allowed.VARIABLE)
+    app = visit()
+    load_model(app, other)
+    monkeypatch.setenv(allowed.VARIABLE, json.dumps([str(listed)]))
+    settle(app)
+    assert "does not offer" in errors(app)
+
+
+def test_a_list_holds_ids_models_and_what_is_put_into_its_folders_later(listed, demo, monkeypatch):
+    shutil.copytree(demo, listed / "late")
+    monkeypatch.setenv(allowed.VARIABLE, json.dumps(["demo", str(demo), str(listed), "demo"]))
+    late, one, two = (str(listed / name) for name in ("late", "one", "two"))
+    assert allowed.allowed_models() == ["demo", str(demo), late, one, two]
+
+
+def test_a_list_whose_folder_has_become_empty_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv(allowed.VARIABLE, json.dumps([str(tmp_path)]))
+    app = open_page("app.py")
+    assert errors(app).startswith("This server does not offer demo") and not app.exception
+
+
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        ("/nonexistent", "there is no such folder; check the path"),
+        ("./nonexistent", "there is no such folder; check the path"),
+        ("empty", "there is no model in "),
+    ],
+)
+def test_run_refuses_a_list_that_is_none(models, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["run", "--models", models]) == 1
+    assert says in capsys.readouterr().err
+
+
+# What a plan names
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """The hub is out of reach; gives what was asked of it."""
+    asked = []
+
+    def download(name: str, *_, **__):
+        asked.append(name)
+        raise hub.HubError("unreachable", "no route")
+
+    monkeypatch.setattr(hub, "download", download)
+    return asked
+
+
+def test_a_plan_whose_repair_names_the_hub_asks_it_after_a_click(visit, tiny_model, no_hub):
+    plan = random_plan(load(str(tiny_model)), 3, extreme=False).repaired(Repair("bias", "ab", source="alpaca"))
+    for path in ("app.py", "pages/2_Prune.py", "pages/3_Evaluate.py"):
+        app = visit(path, plan=plan.to_token())
+        assert not no_hub and "not repaired yet" in [metric.delta for metric in app.metric]
+        assert any("alpaca, from the hub" in seen(caption.value) for caption in app.caption)
+    press(app, "Read the repair's text")
+    assert len(no_hub) == 1 and "Reading the text failed" in errors(app)
+
+
+def upload(app, label: str, name: str, data: bytes) -> None:
+    next(each for each in app.file_uploader if each.label.startswith(label)).set_value((name, data, "text/plain"))
+    settle(app)
+
+
+def test_a_plan_file_whose_repair_names_a_file_has_it_asked_for(visit, tiny_model, tmp_path):
+    loaded, text = load(str(tiny_model)), tmp_path / "text.txt"
+    text.write_text("Heads and neurons. " * 600)
+    digest = calibration_windows(loaded.tokenizer, text=text, windows=8).digest
+    plan = random_plan(loaded, 7, extreme=False).repaired(Repair("bias", digest, text=str(text), windows=8))
+    app = visit("pages/3_Evaluate.py")
+    upload(app, "Upload a plan", "plan.json", plan.to_json().encode())
+    assert any("repaired on a file, text.txt: upload it" in seen(info.value) for info in app.info)
+    assert "Read the repair's text" not in [button.label for button in app.button]  # whatever lies under that path
+    upload(app, "Text for the repair", "wrong.txt", b"Neurons and heads. " * 600)
+    press(app, "Read the repair's text")
+    assert "the plan was repaired on other text" in errors(app)
+    upload(app, "Text for the repair", "right.txt", text.read_bytes())
+    press(app, "Read the repair's text")
+    press(app, "Repair this plan")
+    assert errors(app) == "" and float(app.metric[0].value.replace(",", "")) > 0
