@@ -49,7 +49,7 @@ def bad_files(place):
         ("score --model model --device none --out x", "device 'none' is not usable here"),
         ("score --model model --out x", "run `python -m amp_explore fetch`"),
         (f"{SCORE} --text none.txt --out x", "cannot read the text none.txt"),
-        (f"{SCORE} --text empty.txt --out x", "there is no token in the text"),
+        (f"{SCORE} --text empty.txt --out x", "0 tokens, fewer than one window"),
         (f"{SCORE} --text latin.txt --out x", "not UTF-8"),
         (f"{SCORE} --window 2000 --out x", "use a longer text or shorter windows"),
         (f"{SCORE} --window 1 --out x", "window must be at least 2"),
