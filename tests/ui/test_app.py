@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import streamlit as st
 import torch
 from streamlit.testing.v1 import AppTest
 from tiny import HEADS, LAYERS, NEURONS, random_plan, tiny
@@ -271,6 +270,7 @@ def left(app: AppTest) -> float:
 
 def test_another_criterion_or_budget_keeps_the_plans_size(visit):
     app = visit()
+    app.session_state["generations"] = 3
     press(app, "AMP 20 %")
     for label, values in (
         ("Criterion", ["wanda-sp", "taylor", "cfsp", "spectrum", "amp"]),
@@ -556,6 +556,7 @@ def test_scores_that_nobody_waits_for_any_more_are_not_made(visit):
 
 def test_a_click_outlives_a_run_that_ends_before_it_comes_to_the_button():
     def page():
+        import streamlit as st
 
         from amp_explore.ui.jobs import clicked
 
