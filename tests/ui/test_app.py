@@ -270,7 +270,7 @@ def left(app: AppTest) -> float:
 
 def test_another_criterion_or_budget_keeps_the_plans_size(visit):
     app = visit()
-    choose(app, "Windows of 512 tokens", 8)
+    choose(app, "Windows of 512 tokens", 32)
     app.session_state["generations"] = 3
     press(app, "AMP 20 %")
     for label, values in (
