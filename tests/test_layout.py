@@ -143,3 +143,9 @@ def test_the_python_of_the_readme_imports_what_is_there():
     assert any("amp_explore.surgery.slicing" in line for line in imports)
     for line in imports:
         exec(line, {})
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """pytest tells them apart by nothing else."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len(names) == len(set(names)), f"{[name for name in names if names.count(name) > 1]}"

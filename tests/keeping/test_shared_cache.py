@@ -14,7 +14,7 @@ from kept import made_up, same
 from amp_explore.keeping.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-WRITER = "import test_processes; test_processes.write_on_demand()"
+WRITER = "import test_shared_cache; test_shared_cache.write_on_demand()"
 
 
 def write_and_check(root: Path, name: str, *, steps: int, size: int) -> None:
