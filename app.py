@@ -9,7 +9,7 @@ from amp_explore.ui.live import costs, live_perplexity
 from amp_explore.ui.scoring import Scoring, scores_or_wait
 from amp_explore.ui.session import Session
 from amp_explore.ui.text import literal
-from amp_explore.ui.windows import Evaluation
+from amp_explore.ui.token_windows import Evaluation
 from amp_explore.workbench import LIVE_WINDOWS
 
 NEXT = (

@@ -5,13 +5,13 @@ import streamlit as st
 
 from amp_explore.models.sharding import devices
 from amp_explore.ui.charts import heads_heatmap, histogram, image_options, layer_distribution, neurons_heatmap
-from amp_explore.ui.door import end_page
 from amp_explore.ui.downloads import download_csv
+from amp_explore.ui.errors import end_page
 from amp_explore.ui.frame import open_page
 from amp_explore.ui.scoring import scores_or_wait, scoring_options
 from amp_explore.ui.session import session
 from amp_explore.ui.text import text_of
-from amp_explore.ui.windows import windows_of
+from amp_explore.ui.token_windows import windows_of
 
 
 def open_layer(chart: str) -> None:

@@ -4,13 +4,13 @@ import streamlit as st
 
 from amp_explore.surgery.repair import caveat
 from amp_explore.ui import editors
-from amp_explore.ui.door import end_page
+from amp_explore.ui.errors import end_page
 from amp_explore.ui.frame import open_page
 from amp_explore.ui.live import live_panel
 from amp_explore.ui.planning import Planner, budget_options, keep_size
 from amp_explore.ui.scoring import scores_or_wait, scoring_options
 from amp_explore.ui.text import literal
-from amp_explore.ui.windows import windows_of
+from amp_explore.ui.token_windows import windows_of
 
 with open_page("Prune") as state:
     with st.expander("Criterion, calibration, budget and repair", icon=":material/tune:"):

@@ -15,7 +15,7 @@ from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_f
 from amp_explore.ui.live import live_perplexity
 from amp_explore.ui.scoring import own_text
 from amp_explore.ui.session import Session, workbench
-from amp_explore.ui.windows import WINDOW, Evaluation, window_of
+from amp_explore.ui.token_windows import WINDOW, Evaluation, window_of
 
 TEXTS = {
     "wiki": "Wikipedia, evaluation half",

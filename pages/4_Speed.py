@@ -13,8 +13,8 @@ from amp_explore.measure.speed import device_name, speedup
 from amp_explore.models.families import context_of
 from amp_explore.models.sharding import devices
 from amp_explore.ui.charts import image_options, speed_curves
-from amp_explore.ui.door import door
 from amp_explore.ui.downloads import download_csv
+from amp_explore.ui.errors import door
 from amp_explore.ui.frame import open_page
 from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_for
 from amp_explore.ui.session import Session, session, workbench

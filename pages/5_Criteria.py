@@ -4,12 +4,12 @@ import streamlit as st
 
 from amp_explore.ui.all_criteria import scored_criteria
 from amp_explore.ui.criteria_agreement import against_each_other
-from amp_explore.ui.door import end_page
+from amp_explore.ui.errors import end_page
 from amp_explore.ui.frame import open_page
 from amp_explore.ui.measured_truth import against_truth, measured_truth
 from amp_explore.ui.scoring import calibration_options
 from amp_explore.ui.sweep import sweep
-from amp_explore.ui.windows import windows_or_wait
+from amp_explore.ui.token_windows import windows_or_wait
 
 with open_page("Criteria") as state:
     if state.loaded.random:

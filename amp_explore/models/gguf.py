@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from amp_explore.errors import ModelError, in_one_line
 from amp_explore.folders import lock, new_folder, require_space
-from amp_explore.models import aside
+from amp_explore.models import sandbox
 from amp_explore.models.configuration import refuse_senseless
 from amp_explore.models.gguf_header import Header, read_header
 from amp_explore.models.vetting import look
@@ -39,8 +39,8 @@ def convert(gguf: Path, folder: Path, *, progress: Progress = no_progress) -> No
     """Save the model and the tokenizer of `gguf` into `folder`, in float32 and as safetensors.
 
     `folder` appears whole or not at all, and is sealed; where the model is in it already, undamaged, nothing is
-    done. Two processes may convert at once: the second waits and finds the work done. It is done aside, and can be
-    cancelled.
+    done. Two processes may convert at once: the second waits and finds the work done. It is done in the sandbox,
+    and can be cancelled.
 
     Raises:
         ModelError: the file is no GGUF, damaged, of an unsupported architecture, or not fully understood.
@@ -59,7 +59,7 @@ def convert(gguf: Path, folder: Path, *, progress: Progress = no_progress) -> No
         size = 4 * _check(gguf).parameters
         require_space(folder.parent, size)
         with new_folder(folder) as unfinished:
-            aside.run(
+            sandbox.run(
                 unpack,
                 str(gguf.absolute()),
                 str(unfinished.absolute()),

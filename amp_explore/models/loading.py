@@ -2,7 +2,7 @@
 
 Every source ends as a folder with `config.json` and safetensors weights, so that there is one way to load, one way to
 fingerprint and one list of refusals. What comes from outside is looked at before it is opened (`files`, `weights`,
-`configuration`) and tried aside before it is read here (`vetting`). Code from a checkpoint is never run:
+`configuration`) and tried in the `sandbox` before it is read here (`vetting`). Code from a checkpoint is never run:
 `trust_remote_code` is off and pickled weights are refused.
 """
 

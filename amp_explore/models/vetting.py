@@ -20,7 +20,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from amp_explore.errors import ModelError
-from amp_explore.models import aside
+from amp_explore.models import sandbox
 from amp_explore.models.files import digests, read_json, require_small
 from amp_explore.progress import Progress, no_progress
 from amp_explore.texts.assets import cache_root
@@ -56,7 +56,9 @@ def vet(folder: Path, source: str, progress: Progress = no_progress) -> int:
     with suppress(OSError, ValueError, KeyError, TypeError):
         return int(json.loads(kept.read_bytes())["parameters"])
     try:
-        found = aside.run(look, str(folder.absolute()), memory=_MEMORY, seconds=_SECONDS, progress=progress, note=note)
+        found = sandbox.run(
+            look, str(folder.absolute()), memory=_MEMORY, seconds=_SECONDS, progress=progress, note=note
+        )
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from None
     with suppress(OSError):  # a cache that cannot be written costs seconds, not the model

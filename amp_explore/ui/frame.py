@@ -9,7 +9,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from transformers.utils import logging as transformers_logging
 
-from amp_explore.ui.door import PageEnded, door
+from amp_explore.ui.errors import PageEnded, door
 from amp_explore.ui.jobs import long_jobs, show_long_jobs, tell_of_stopped_jobs
 from amp_explore.ui.model_choice import load_chosen, model_picker
 from amp_explore.ui.plan_files import plan_files

@@ -14,7 +14,7 @@ from typing import Any
 import streamlit as st
 
 from amp_explore.keeping.jobs import Job, QueueFull
-from amp_explore.ui.door import door
+from amp_explore.ui.errors import door
 from amp_explore.ui.session import runner, session
 from amp_explore.ui.text import literal, megabytes, sentence
 

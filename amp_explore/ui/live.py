@@ -15,7 +15,7 @@ from amp_explore.ui.jobs import begin, clicked, latest_job, show_failure, start,
 from amp_explore.ui.scoring import own_text
 from amp_explore.ui.session import Session, workbench
 from amp_explore.ui.text import compact, literal, megabytes, signed_percent, text_of
-from amp_explore.ui.windows import Evaluation, window_of, windows_or_wait
+from amp_explore.ui.token_windows import Evaluation, window_of, windows_or_wait
 from amp_explore.workbench import LIVE_WINDOWS
 
 _CHOICES = [1, 2, 4, 8, 16, 64]

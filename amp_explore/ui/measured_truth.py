@@ -20,7 +20,7 @@ from amp_explore.ui.downloads import download_csv
 from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_for
 from amp_explore.ui.session import workbench
 from amp_explore.ui.text import EVIDENCE, text_of
-from amp_explore.ui.windows import Calibration, windows_or_wait
+from amp_explore.ui.token_windows import Calibration, windows_or_wait
 
 
 def measured_truth(loaded: LoadedModel, calibration: Calibration) -> AblationMap | None:

@@ -9,7 +9,7 @@ import streamlit as st
 from amp_explore.models.allowed import allowed_models, offered
 from amp_explore.models.loading import prepare
 from amp_explore.models.random_weights import PREFIX, SHAPES
-from amp_explore.ui.door import end_page
+from amp_explore.ui.errors import end_page
 from amp_explore.ui.jobs import begin, wait_for
 from amp_explore.ui.session import Session, default_model, runner, workbench
 from amp_explore.ui.text import literal, plain

@@ -6,7 +6,7 @@ import streamlit as st
 
 from amp_explore.errors import AmpExploreError
 from amp_explore.plan import PruningPlan
-from amp_explore.ui.door import told
+from amp_explore.ui.errors import told
 from amp_explore.ui.session import Session, session
 
 

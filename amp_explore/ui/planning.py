@@ -16,12 +16,12 @@ from amp_explore.plan import PruningPlan
 from amp_explore.studies.recipe import ALLOCATIONS, SHARING, TAKE_THEIR_TIME, Recipe, make_plan
 from amp_explore.surgery.costs import Costs, costs_of_plan, removed_parameters
 from amp_explore.surgery.repair import METHODS
-from amp_explore.ui.door import told
+from amp_explore.ui.errors import told
 from amp_explore.ui.jobs import latest_job, show_failure, start, wait_for
 from amp_explore.ui.scoring import Scoring
 from amp_explore.ui.session import Session, session, workbench
 from amp_explore.ui.text import all_explained, explained, option, repair_option
-from amp_explore.ui.windows import Calibration, repair_of, windows_of
+from amp_explore.ui.token_windows import Calibration, repair_of, windows_of
 
 _LARGEST_SEED = 2**32
 

@@ -20,7 +20,7 @@ from amp_explore.texts.calibration import TokenWindows
 from amp_explore.ui.jobs import begin, clicked, latest_job, others_wait_for, show_failure, wait_for
 from amp_explore.ui.session import Session, workbench
 from amp_explore.ui.text import all_explained, by_reason, explained, literal, option
-from amp_explore.ui.windows import Calibration, window_of, windows_or_wait
+from amp_explore.ui.token_windows import Calibration, window_of, windows_or_wait
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from amp_explore.ui.door import end_page
+from amp_explore.ui.errors import end_page
 from amp_explore.ui.jobs import begin, wait_for
 from amp_explore.ui.session import runner, workbench
 

@@ -20,7 +20,7 @@ from amp_explore.ui.downloads import download_csv
 from amp_explore.ui.jobs import clicked, latest_job, show_failure, start, wait_for
 from amp_explore.ui.session import session, workbench
 from amp_explore.ui.text import option, repair_option, text_of
-from amp_explore.ui.windows import Calibration, Evaluation, repair_of, windows_of
+from amp_explore.ui.token_windows import Calibration, Evaluation, repair_of, windows_of
 
 
 def sweep(loaded: LoadedModel, calibration: Calibration, windows: TokenWindows) -> None:

@@ -8,7 +8,7 @@ import pytest
 from refusals import CPU, DEVICES, edit_json, edit_tokenizer, refused
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from amp_explore.models import aside, vetting
+from amp_explore.models import sandbox, vetting
 from amp_explore.models.loading import load
 from amp_explore.progress import Cancelled
 
@@ -132,7 +132,7 @@ def test_what_takes_long_can_be_cancelled(folder):
 
     with pytest.raises(Cancelled):
         load(str(folder), **CPU, progress=cancel)
-    assert aside._helper is None
+    assert sandbox._helper is None
     (folder / "chat_template.jinja").unlink()
     assert load(str(folder), **CPU)
 

@@ -15,7 +15,7 @@ from amp_explore import hub
 from amp_explore.errors import AmpExploreError
 from amp_explore.plan import PruningPlan
 from amp_explore.texts import from_hub
-from amp_explore.ui import measured_truth, session, windows
+from amp_explore.ui import measured_truth, session, token_windows
 from amp_explore.workbench import Workbench
 
 
@@ -189,7 +189,7 @@ def test_a_text_that_cannot_be_had_may_be_asked_for_again(visit, monkeypatch):
         choose(app, "Calibration text", "alpaca")
         assert "Reading the text failed: " in errors(app) and "the hub cannot be reached" in errors(app)
     rows = [{"instruction": f"Tell me of {number}.", "input": "heads"} for number in range(100)]
-    monkeypatch.setattr(windows, "fetch_text", lambda *_: None)
+    monkeypatch.setattr(token_windows, "fetch_text", lambda *_: None)
     monkeypatch.setattr(from_hub, "rows", lambda _: rows)
     press(app, "Read the text")
     assert errors(app) == "" and "Neurons of layer 0" in [each.value for each in app.subheader]

@@ -7,7 +7,7 @@ from made_up import made_up_text, tokenizer
 from tiny import tiny
 from tokenizers import normalizers
 
-from amp_explore.ui.windows import Calibration, Evaluation, windows_of
+from amp_explore.ui.token_windows import Calibration, Evaluation, windows_of
 
 pytestmark = pytest.mark.usefixtures("shared")
 

@@ -1,4 +1,4 @@
-"""Work that is done aside may hang, eat memory or crash: it is ended, said in one line, and the next piece is done."""
+"""Work in the sandbox may hang, eat memory or crash: it is ended, said in one line, and the next piece is done."""
 
 import ctypes
 import os
@@ -9,13 +9,13 @@ import psutil
 import pytest
 
 from amp_explore.errors import AmpExploreError, DataError, ModelError
-from amp_explore.models import aside
+from amp_explore.models import sandbox
 from amp_explore.progress import Cancelled
 
 ROOM = 2**28
 
 
-# What is done aside
+# What is done in the sandbox
 
 
 def add(one: str, other: str) -> str:
@@ -55,11 +55,11 @@ def own_process() -> list[int]:
 
 
 def test_what_it_returns_comes_back():
-    assert aside.run(add, "a", "mod\udce9l", memory=ROOM) == "amod\udce9l"
+    assert sandbox.run(add, "a", "mod\udce9l", memory=ROOM) == "amod\udce9l"
 
 
 def test_each_piece_of_work_has_a_process_and_all_share_a_helper():
-    (one, helper), (other, same) = (aside.run(own_process, memory=ROOM) for _ in range(2))
+    (one, helper), (other, same) = (sandbox.run(own_process, memory=ROOM) for _ in range(2))
     assert one != other and helper == same != os.getpid()
 
 
@@ -70,25 +70,25 @@ def test_each_piece_of_work_has_a_process_and_all_share_a_helper():
 )
 def test_work_that_reaches_a_limit_is_ended(work, said):
     with pytest.raises(ModelError, match=said):
-        aside.run(work, memory=ROOM, seconds=1)
-    assert aside.run(add, "a", "b", memory=ROOM) == "ab"
+        sandbox.run(work, memory=ROOM, seconds=1)
+    assert sandbox.run(add, "a", "b", memory=ROOM) == "ab"
 
 
 @pytest.mark.parametrize(("kind", "error"), [("model", ModelError), ("data", AmpExploreError)])
 def test_a_refusal_comes_back_as_it_is(kind, error):
     with pytest.raises(error, match="^like\nthis$"):
-        aside.run(refuse, kind, memory=ROOM)
+        sandbox.run(refuse, kind, memory=ROOM)
 
 
 @pytest.mark.parametrize("kind", ["library", "panic"])
 def test_what_a_library_raises_becomes_one_line(kind):
     with pytest.raises(ModelError, match=r"^it cannot be loaded \(like this\)"):
-        aside.run(refuse, kind, memory=ROOM)
+        sandbox.run(refuse, kind, memory=ROOM)
 
 
 def test_a_full_disk_is_told_apart():
     with pytest.raises(OSError, match="No space left"):
-        aside.run(fill_the_disk, memory=ROOM)
+        sandbox.run(fill_the_disk, memory=ROOM)
 
 
 def test_work_can_be_cancelled_and_nothing_of_it_goes_on():
@@ -96,13 +96,13 @@ def test_work_can_be_cancelled_and_nothing_of_it_goes_on():
 
     def cancel(done, total, note):
         assert (done, total, note) == (0, 1, "waiting")
-        started.extend(child.pid for child in psutil.Process(aside._helper.pid).children())
+        started.extend(child.pid for child in psutil.Process(sandbox._helper.pid).children())
         if started:
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        aside.run(wait_for_ever, memory=ROOM, progress=cancel, note="waiting")
-    assert aside._helper is None
+        sandbox.run(wait_for_ever, memory=ROOM, progress=cancel, note="waiting")
+    assert sandbox._helper is None
     deadline = time.monotonic() + 60
     while any(map(is_alive, started)):
         assert time.monotonic() < deadline
@@ -118,6 +118,6 @@ def is_alive(process: int) -> bool:
 
 
 def test_a_helper_that_has_ended_is_started_anew():
-    _, helper = aside.run(own_process, memory=ROOM)
+    _, helper = sandbox.run(own_process, memory=ROOM)
     os.kill(helper, signal.SIGALRM)  # as when nobody asked for long
-    assert aside.run(own_process, memory=ROOM)[1] != helper
+    assert sandbox.run(own_process, memory=ROOM)[1] != helper

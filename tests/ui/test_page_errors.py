@@ -10,7 +10,7 @@ import pytest
 from visiting import APP, PAGES, choose, errors, press, queue_at_work, settle
 
 from amp_explore.keeping.store import Store
-from amp_explore.ui import frame, jobs, planning, session, vitals, windows
+from amp_explore.ui import frame, jobs, planning, session, token_windows, vitals
 from amp_explore.workbench import Workbench
 
 
@@ -68,7 +68,7 @@ def test_a_text_that_a_tokenizer_panics_on_is_one_message(visit, monkeypatch):
     monkeypatch.setattr(planning, "windows_of", throw(Panic("in a callback")))
     press(app, "AMP 30 %")
     assert errors(app) == "Panic: in a callback. The server's log says where."
-    monkeypatch.setattr(windows.Calibration, "read", throw(Panic("on the page")))
+    monkeypatch.setattr(token_windows.Calibration, "read", throw(Panic("on the page")))
     choose(app, "Calibration text", "c4")
     assert "Panic: on the page" in errors(app) and not app.exception
 

@@ -1,7 +1,7 @@
-"""Work on what strangers made, done aside: in a process that may hang, eat memory or crash while nothing else does.
+"""Work on what strangers made, in a sandbox: a process that may hang, eat memory or crash while nothing else does.
 
 The helper process (this module, run) imports what is needed once and forks for each piece of work, which then has
-limits of its own. It ends when nobody has asked for a while, and with the process that started it.
+limits of its own, on time and memory. It ends when nobody has asked for a while, and with the process that started it.
 """
 
 from __future__ import annotations
