@@ -73,7 +73,7 @@ class Workbench:
 
     def check_libraries(self, *, progress: Progress = no_progress) -> list[str]:
         """What does not hold, a sentence each, that every number rests on; nothing is tried where the lock names all
-        libraries' versions, for the tests passed with those. Other sets of versions are tried once, half a minute."""
+        libraries' versions, for the tests passed with those. Others are tried once, which takes ten seconds."""
         if not identities.untried():
             return []
 

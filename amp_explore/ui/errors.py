@@ -6,7 +6,6 @@ Libraries throw more than `Exception`: a tokenizer's panic would end Streamlit's
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -66,11 +65,6 @@ def in_words(error: BaseException) -> str:
     """An error as a sentence that says what to do next. One that nobody foresaw goes to the log too."""
     if isinstance(error, AmpExploreError):
         return sentence(error)
-    if isinstance(error, sqlite3.Error):
-        return (
-            f"The cache's runs.sqlite cannot be used ({error}). Wait if another program holds it, free space if the "
-            "disk is full, or set AMP_EXPLORE_CACHE to a folder that can be written."
-        )
     if isinstance(error, OSError):
         return sentence(f"{error.filename or 'the system'}: {error.strerror or error}")
     log.error("a page failed", exc_info=error)

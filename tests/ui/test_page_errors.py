@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import shutil
-import sqlite3
 
 import pytest
 from visiting import APP, PAGES, choose, errors, press, queue_at_work, settle
 
+from amp_explore.errors import CacheError
 from amp_explore.keeping.store import Store
 from amp_explore.ui import frame, jobs, planning, session, token_windows, vitals
 from amp_explore.workbench import Workbench
@@ -21,7 +21,7 @@ class Panic(BaseException):
 THROWN = [
     (Panic("the pattern backtracks"), "Panic: the pattern backtracks. The server's log says where."),
     (ZeroDivisionError(), "ZeroDivisionError: no reason given."),
-    (sqlite3.OperationalError("database is locked"), "Wait if another program holds it, free space if the disk"),
+    (CacheError("the cache is locked"), "The cache is locked."),
     (OSError(28, "No space left on device", "/cache/x"), "/cache/x: No space left on device."),
 ]
 
@@ -56,9 +56,9 @@ def test_every_page_stands_in_the_frame():
 
 def test_what_is_thrown_inside_a_page_leaves_what_stands_above(visit, monkeypatch):
     app = visit("pages/3_Evaluate.py")
-    monkeypatch.setattr(Store, "find_measurement", throw(sqlite3.DatabaseError("disk image is malformed")))
+    monkeypatch.setattr(Store, "find_measurement", throw(CacheError("the cache is locked")))
     settle(app)
-    assert "disk image is malformed" in errors(app) and len(app.error) == 1
+    assert "The cache is locked." in errors(app) and len(app.error) == 1
     assert "Perplexity" in [each.value for each in app.subheader]
 
 
