@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -68,14 +69,13 @@ def check(loaded: LoadedModel, *, progress: Progress = no_progress) -> list[Fail
         progress: counts plans, and may cancel before each.
     """
     failures = []
-    ids = _tokens_for(loaded)
+    ids, limit = _tokens_for(loaded), LIMITS[loaded.dtype]
     with torch.inference_mode():
         dense = loaded.model(ids).logits
         plans = {"the empty plan": PruningPlan.empty(loaded.shape)}
         plans |= {f"plan {seed} by lot": plan_by_lot(loaded.shape, seed) for seed in (1, 2, 3)}
         for number, (name, plan) in enumerate(plans.items()):
             progress(number, len(plans), f"checking {loaded.name}")
-            limit = LIMITS[loaded.dtype]
             for identity, error in _errors(loaded, plan, ids):
                 if not error <= limit:  # NaN is none either
                     failures.append(Failure(loaded.name, identity, name, error))
@@ -148,6 +148,7 @@ def check_libraries(*, progress: Progress = no_progress) -> list[Failure]:
     return failures
 
 
+@cache  # they are asked for on every page, and do not change under a process
 def versions() -> dict[str, str]:
     """The installed versions of the libraries that the identities depend on."""
     return {name: version(name) for name in LIBRARIES}

@@ -16,7 +16,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 from tiny import HEADS, LAYERS, NEURONS, random_plan, tiny
 from transformers import BloomConfig, BloomForCausalLM
-from visiting import DENSE, PAGES, choose, counts, errors, load_model, press, queue_at_work, removed, settle
+from visiting import DENSE, PAGES, choose, counts, errors, load_model, picker, press, queue_at_work, removed, settle
 from waiting import WAIT
 
 from amp_explore.criteria import registry
@@ -251,7 +251,7 @@ def test_speed_shows_what_this_device_gave_and_says_how_each_case_was_taken(visi
 def test_the_command_on_evaluate_measures_what_is_chosen_there(visit, tiny_model):
     app = visit("pages/3_Evaluate.py")
     choose(app, "Text", "c4")
-    next(box for box in app.multiselect if box.label == "Tasks").set_value(["piqa", "arc_easy"])
+    picker(app, "Tasks").set_value(["piqa", "arc_easy"])
     next(field for field in app.number_input if field.label.startswith("Questions")).set_value(0)
     settle(app)
     words = shlex.split(app.code[0].value)
@@ -394,8 +394,8 @@ def test_a_criterion_that_cannot_score_the_model_is_marked_and_the_reason_told(v
         monkeypatch.setattr(module, "unavailable", unavailable)
     app = visit("pages/1_Importance.py")
     choose(app, "Criterion", "taylor")
-    picker = next(box for box in app.selectbox if box.label == "Criterion")
-    assert "Taylor, first order (not for this model)" in picker.options and "AMP" in picker.options
+    offered = picker(app, "Criterion").options
+    assert "Taylor, first order (not for this model)" in offered and "AMP" in offered
     assert any("Taylor, first order" in caption.value and "the reason" in caption.value for caption in app.caption)
     assert any("the reason" in info.value for info in app.info)
     app = visit("pages/5_Criteria.py")
@@ -426,9 +426,9 @@ def test_a_repair_stays_with_the_plan(visit, method):
     (figure,) = [metric.value for metric in app.metric if metric.label == "Perplexity"]
     assert float(figure.replace(",", "")) > 0
     press(app, "AMP 30 %")
-    assert next(box for box in app.selectbox if box.label == "Repair").value == method
+    assert picker(app, "Repair").value == method
     choose(app, "Repair", "none")
-    assert next(box for box in app.selectbox if box.label == "Repair").value == "none"
+    assert picker(app, "Repair").value == "none"
 
 
 def test_a_repair_may_be_chosen_before_there_is_anything_to_repair(visit):
@@ -438,7 +438,7 @@ def test_a_repair_may_be_chosen_before_there_is_anything_to_repair(visit):
     app = visit(plan="".join(app.query_params["plan"]))  # the page is loaded anew
     press(app, "AMP 20 %")
     assert any("repaired: bias" in markdown.value for markdown in app.sidebar.markdown)
-    assert next(box for box in app.selectbox if box.label == "Repair").value == "bias"
+    assert picker(app, "Repair").value == "bias"
 
 
 def test_a_link_brings_the_repair_back(visit, tiny_model):
@@ -446,13 +446,13 @@ def test_a_link_brings_the_repair_back(visit, tiny_model):
     text = calibration_windows(loaded.tokenizer, windows=64)
     plan = random_plan(loaded, 3, extreme=False).repaired(Repair("bias", text.digest, windows=64))
     app = visit(plan=plan.to_token())
-    assert errors(app) == "" and next(box for box in app.selectbox if box.label == "Repair").value == "bias"
+    assert errors(app) == "" and picker(app, "Repair").value == "bias"
 
 
 def test_criteria_draws_at_once_and_scores_in_the_background(visit):
     app = visit("pages/5_Criteria.py")
     with queue_at_work():
-        next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(8)
+        picker(app, "Windows of 512 tokens").set_value(8)
         app.run()
         assert "Cancel" in [button.label for button in app.button]
         assert "The measured truth" in [each.value for each in app.subheader]
@@ -500,7 +500,7 @@ def test_a_click_too_many_begins_nothing_when_the_first_was_cancelled(visit, mon
     app = visit("pages/1_Importance.py")
     monkeypatch.setattr(Workbench, "has_scores", lambda *_: False)
     with queue_at_work():
-        next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(128).run()
+        picker(app, "Windows of 512 tokens").set_value(128).run()
         next(button for button in app.button if button.label == "Cancel").click().run()
         again = next(button for button in app.button if button.label == "Score this model")
         again.click().run()
@@ -526,7 +526,7 @@ def test_scores_that_are_waited_for_outlive_a_look_at_the_overview(visit, monkey
     app = visit("pages/1_Importance.py")
     monkeypatch.setattr(Workbench, "has_scores", lambda *_: False)
     with queue_at_work():
-        next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(256).run()
+        picker(app, "Windows of 512 tokens").set_value(256).run()
         app.switch_page("app.py").run()
         (waiting,) = [job for job in session.runner().jobs() if job.state == "queued"]
         assert waiting.label.startswith("Scoring tiny by AMP")
@@ -538,8 +538,8 @@ def test_scores_that_another_session_waits_for_are_made(visit, monkeypatch):
     monkeypatch.setattr(Workbench, "has_scores", lambda *_: False)
     with queue_at_work():
         for app in (one, other):
-            next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(512).run()
-        next(box for box in one.selectbox if box.label == "Windows of 512 tokens").set_value(64).run()
+            picker(app, "Windows of 512 tokens").set_value(512).run()
+        picker(one, "Windows of 512 tokens").set_value(64).run()
         (waiting,) = [job for job in session.runner().jobs() if job.state == "queued"]
         waiting.cancel()
 
@@ -548,7 +548,7 @@ def test_scores_that_nobody_waits_for_any_more_are_not_made(visit):
     app = visit("pages/1_Importance.py")
     with queue_at_work():
         for label, value in (("Windows of 512 tokens", 8), ("Criterion", "obs"), ("Criterion", "taylor")):
-            next(box for box in app.selectbox if box.label == label).set_value(value).run()
+            picker(app, label).set_value(value).run()
         waiting = [job.label for job in session.runner().jobs() if job.state == "queued"]
     assert [label.partition(" by ")[2] for label in waiting] == ["Taylor, first order"]
     settle(app)
@@ -575,13 +575,13 @@ def test_a_click_outlives_a_run_that_ends_before_it_comes_to_the_button():
 
 def test_a_criterion_that_has_not_scored_yet_says_what_it_lacks(visit):
     app = visit("pages/5_Criteria.py")
-    next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(16)
+    picker(app, "Windows of 512 tokens").set_value(16)
     settle(app)
     if any(button.label == "Measure every one" for button in app.button):  # another test may have done it
         press(app, "Measure every one")
     choose(app, "One criterion against the truth", "taylor")
     assert any("Taylor, first order has not scored" in info.value and "gradients" in info.value for info in app.info)
-    chosen = next(box for box in app.selectbox if box.label == "One criterion against the truth")
+    chosen = picker(app, "One criterion against the truth")
     assert chosen.value == "taylor"
     press(app, "Score by it")
     assert not any("has not scored" in info.value for info in app.info) and errors(app) == ""

@@ -6,7 +6,7 @@ import ast
 import shutil
 
 import pytest
-from visiting import APP, PAGES, choose, errors, press, queue_at_work, settle
+from visiting import APP, PAGES, choose, errors, picker, press, queue_at_work, settle
 
 from amp_explore.errors import CacheError
 from amp_explore.keeping.store import Store
@@ -78,7 +78,7 @@ def test_what_is_thrown_in_the_progress_of_a_job_is_one_message(visit, monkeypat
     monkeypatch.setattr(Workbench, "has_scores", lambda *_: False)
     monkeypatch.setattr(jobs, "_share_done", throw(Panic("in a fragment")))
     with queue_at_work():
-        next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(16).run()
+        picker(app, "Windows of 512 tokens").set_value(16).run()
     assert "Panic: in a fragment" in errors(app) and not app.exception
     for job in session.runner().jobs():
         job.cancel()

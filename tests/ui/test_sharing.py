@@ -9,7 +9,7 @@ import weakref
 import pytest
 import streamlit as st
 from safetensors.torch import load_file, save_file
-from visiting import choose, errors, press, queue_at_work, removed, settle
+from visiting import choose, errors, picker, press, queue_at_work, removed, settle
 
 from amp_explore import hub
 from amp_explore.errors import AmpExploreError
@@ -68,8 +68,8 @@ def test_a_failure_is_told_to_those_who_waited_and_to_nobody_else(visit, monkeyp
 
 def test_a_comparison_is_seen_by_the_session_that_asked_for_it(visit):
     app, stranger = visit("pages/5_Criteria.py"), visit("pages/5_Criteria.py")
-    next(box for box in app.multiselect if box.label == "Criteria").set_value(["amp"])
-    next(box for box in app.multiselect if box.label == "Percent of all parameters").set_value([5])
+    picker(app, "Criteria").set_value(["amp"])
+    picker(app, "Percent of all parameters").set_value([5])
     press(app, "Compare")
     assert any("perplexity" in frame.value for frame in app.dataframe)
     assert not any("perplexity" in frame.value for frame in settle(stranger).dataframe)
@@ -97,7 +97,7 @@ def test_what_two_sessions_wait_for_goes_on_when_one_waits_no_longer(visit, monk
     monkeypatch.setattr(Workbench, "has_scores", lambda *_: False)
     with queue_at_work():
         for app in (one, other):
-            next(box for box in app.selectbox if box.label == "Windows of 512 tokens").set_value(512).run()
+            picker(app, "Windows of 512 tokens").set_value(512).run()
         (job,) = waiting()
         at_once(one, "Cancel")
         assert job.state == "queued" and "Score this model" in labels(one) and "Cancel" in labels(other.run())

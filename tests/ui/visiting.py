@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Multiselect, Selectbox
 from tiny import HEADS, LAYERS, NEURONS
 from waiting import WAIT
 
@@ -91,6 +92,10 @@ def load_model(app: AppTest, source: object) -> None:
     press(app, "Load")
 
 
+def picker(app: AppTest, label: str) -> Selectbox | Multiselect:
+    return next(box for box in (*app.selectbox, *app.multiselect) if box.label == label)
+
+
 def choose(app: AppTest, label: str, value: object) -> None:
-    next(box for box in app.selectbox if box.label == label).set_value(value)
+    picker(app, label).set_value(value)
     settle(app)
